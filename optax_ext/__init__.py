@@ -1,0 +1,32 @@
+"""optax_ext: published training methods that optax does not ship.
+
+You hold gradients: links, wrappers and optimizers are here, flat; they chain with optax's.
+You hold predictions or log-probabilities: see `optax_ext.losses`.
+``python -m optax_ext`` lists every method, its paper, and what it was compared with.
+"""
+
+from optax_ext import curvature, losses, training, transforms, wrappers
+from optax_ext._core.catalogue import cite
+from optax_ext._core.leaves import Bucket, leafwise
+from optax_ext.curvature import *  # noqa: F403
+from optax_ext.training import StepMetrics, make_train_step
+from optax_ext.transforms import *  # noqa: F403
+from optax_ext.wrappers import *  # noqa: F403
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bucket",
+    "StepMetrics",
+    "cite",
+    "curvature",
+    "leafwise",
+    "losses",
+    "make_train_step",
+    "training",
+    "transforms",
+    "wrappers",
+    *curvature.__all__,
+    *transforms.__all__,
+    *wrappers.__all__,
+]

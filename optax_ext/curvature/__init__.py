@@ -1,0 +1,39 @@
+"""Curvature: estimators, and the links that precondition with them."""
+
+from optax_ext.curvature.adahessian import (
+    AdaHessianState,
+    adahessian,
+    scale_by_adahessian,
+)
+from optax_ext.curvature.estimators import (
+    EmaHessianState,
+    KeyState,
+    ema_hessian_diag,
+    external_hessian_diag,
+    gauss_newton_bartlett_diag,
+    hutchinson_diag,
+)
+from optax_ext.curvature.sophia import (
+    SophiaState,
+    precondition_by_hessian_diag,
+    scale_by_sophia,
+    sophia,
+    sophia_win_rate,
+)
+
+__all__ = [
+    "AdaHessianState",
+    "EmaHessianState",
+    "KeyState",
+    "SophiaState",
+    "adahessian",
+    "ema_hessian_diag",
+    "external_hessian_diag",
+    "gauss_newton_bartlett_diag",
+    "hutchinson_diag",
+    "precondition_by_hessian_diag",
+    "scale_by_adahessian",
+    "scale_by_sophia",
+    "sophia",
+    "sophia_win_rate",
+]
