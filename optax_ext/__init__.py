@@ -1,6 +1,6 @@
 """optax_ext: published training methods that optax does not ship.
 
-You hold gradients: links, wrappers and optimizers are here, flat; they chain with optax's.
+You hold gradients: links, wrappers and optimizers are here, and chain with optax's.
 You hold predictions or log-probabilities: see `optax_ext.losses`.
 ``python -m optax_ext`` lists every method, its paper, and what it was compared with.
 """
@@ -26,7 +26,7 @@ __all__ = [
     "training",
     "transforms",
     "wrappers",
-    *curvature.__all__,
-    *transforms.__all__,
-    *wrappers.__all__,
 ]
+__all__ += curvature.__all__
+__all__ += transforms.__all__
+__all__ += wrappers.__all__

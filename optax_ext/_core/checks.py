@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 _INF = float("inf")
 
@@ -55,7 +56,7 @@ def check_hyperparam(
                 "optax.inject_hyperparams casts to the parameters' dtype: use "
                 "optax_ext.inject_hyperparams, or pass hyperparam_dtype=jnp.float32"
             )
-        if isinstance(value, jax.core.Tracer):
+        if isinstance(value, Tracer):
             continue
         number = float(value)
         below = number < low or (open_low and number == low)

@@ -65,6 +65,11 @@ def _is_unit(leaf: Any) -> bool:
     return is_hole(leaf) or isinstance(leaf, Bucket)
 
 
+def next_count(count: jax.Array) -> jax.Array:
+    """The count after one more step; it stops at the largest int32."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
 def at_step(value: Any, t: jax.Array) -> Any:
     """A hyper-parameter at step t = 1, 2, ...: schedules are called with t - 1.
 
@@ -285,19 +290,19 @@ def leafwise(
         del extra
         if needs_params:
             check_params(owner, params)
-        count = (optax.safe_increment(state.count),) if counted else ()
+        count = next_count(state.count) if counted else None
 
         def rule(grad, slots, param):
             if param is not None and param.shape != grad.shape:
                 raise ValueError(
                     f"the gradient has shape {grad.shape}, the parameter {param.shape}"
                 )
-            t = count[0].astype(grad.real.dtype) if counted else None
+            t = None if count is None else count.astype(grad.real.dtype)
             return update(grad, slots, param, t)
 
         out, slots = map_leaves(
             rule, updates, tuple(state[counted:]), (params,), owner=owner
         )
-        return out, state_type(*count, *slots)
+        return out, state_type(*([] if count is None else [count]), *slots)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -4,7 +4,8 @@
 functions of params) and translates what it emits back.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import jax
@@ -13,7 +14,7 @@ import optax
 
 from optax_ext._core import extra_args as names
 from optax_ext._core.checks import check_hyperparam
-from optax_ext._core.leaves import computing_dtype, flatten_like, is_hole
+from optax_ext._core.leaves import computing_dtype, is_hole
 
 
 class View(Protocol):
@@ -78,12 +79,11 @@ def _translate(view: View, like: Any, name: str, value: Any) -> Any:
 
 
 def _cast_like(tree: Any, like: Any) -> Any:
-    leaves, (others,), treedef = flatten_like(like, tree, owner="update")
-    return treedef.unflatten(
-        [
-            x if is_hole(leaf) else x.astype(leaf.dtype)
-            for leaf, x in zip(leaves, others, strict=True)
-        ]
+    return jax.tree.map(
+        lambda leaf, x: x if is_hole(leaf) else x.astype(leaf.dtype),
+        like,
+        tree,
+        is_leaf=is_hole,
     )
 
 
@@ -179,18 +179,21 @@ def finish(
 
 def inject_hyperparams(
     inner_factory: Callable[..., optax.GradientTransformation],
-    static_args: Any = (),
+    static_args: str | Iterable[str] = (),
     hyperparam_dtype: Any = jnp.float32,
 ) -> Callable[..., optax.GradientTransformationExtraArgs]:
     """`optax.inject_hyperparams`, with hyper-parameters kept in float32.
 
     optax casts hyper-parameters to the dtype of the parameters unless told otherwise.
     In bfloat16 that rounds b2 = 0.999 to 1, and Adam's first step divides zero by zero.
+    It also takes every integer for a hyper-parameter and every function for a schedule;
+    here, arguments that are annotated, and not as floats, stay what they are
+    (``update_interval``, ``mask``, ``kappa``, ...).
 
     Args:
-      inner_factory: as in optax; optax's own factories are best given as
-        ``lambda **kw: ox.full_precision(optax.adamw(**kw))``.
-      static_args: as in optax.
+      inner_factory: as in optax. The moments of optax's own optimizers follow the
+        parameters: give them as `full_precision` of the optimizer.
+      static_args: further arguments to leave alone, as in optax.
       hyperparam_dtype: dtype of numeric hyper-parameters in the state.
 
     Returns:
@@ -203,4 +206,9 @@ def inject_hyperparams(
       >>> state.hyperparams["learning_rate"].dtype
       dtype('float32')
     """
-    return optax.inject_hyperparams(inner_factory, static_args, hyperparam_dtype)
+    static = {static_args} if isinstance(static_args, str) else set(static_args)
+    for name, parameter in inspect.signature(inner_factory).parameters.items():
+        annotation = parameter.annotation
+        if annotation is not inspect.Parameter.empty and "float" not in str(annotation):
+            static.add(name)
+    return optax.inject_hyperparams(inner_factory, static, hyperparam_dtype)

@@ -9,7 +9,7 @@ import optax
 
 from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_hyperparam, check_interval, check_rate
-from optax_ext._core.leaves import init_leaves, map_leaves
+from optax_ext._core.leaves import init_leaves, map_leaves, next_count
 from optax_ext._core.views import finish
 from optax_ext.curvature.estimators import hutchinson_diag
 
@@ -103,9 +103,9 @@ def scale_by_adahessian(
         count = jnp.zeros([], jnp.int32)
         return AdaHessianState(count, mu, nu, hessian, estimator.init(params))
 
-    def curvature(state, params, extra):
+    def curvature(updates, state, params, extra):
         def refresh():
-            return estimator.update(None, state.estimator, params, **extra)
+            return estimator.update(updates, state.estimator, params, **extra)
 
         if not cached:
             return refresh()
@@ -115,18 +115,16 @@ def scale_by_adahessian(
             lambda: (state.hessian, state.estimator),
         )
 
-    def update(grads, state, params=None, **extra):
-        hessian, inner = curvature(state, params, extra)
-        count = optax.safe_increment(state.count)
-        if callable(spatial_average):
-            hessian = jax.tree_util.tree_map_with_path(
-                lambda path, h: spatial_average(path, jnp.abs(h)), hessian
-            )
+    def update(updates, state, params=None, **extra):
+        hessian, inner = curvature(updates, state, params, extra)
+        count = next_count(state.count)
+        magnitude = jax.tree.map(jnp.abs, hessian)
+        if not isinstance(spatial_average, bool):
+            magnitude = jax.tree_util.tree_map_with_path(spatial_average, magnitude)
 
-        def rule(g, slots, h):
+        def rule(g, slots, d):
             m, s = slots
             t = count.astype(g.dtype)
-            d = jnp.abs(h)
             if spatial_average is True and d.ndim > 2:
                 d = jnp.mean(d, axis=tuple(range(d.ndim - 2)), keepdims=True)
             m = b1 * m + (1 - b1) * g
@@ -134,11 +132,10 @@ def scale_by_adahessian(
             m_hat, s_hat = m / (1 - b1**t), s / (1 - b2**t)
             return m_hat / (jnp.sqrt(s_hat) ** hessian_power + eps), (m, s)
 
-        out, slots = map_leaves(
-            rule, grads, (state.mu, state.nu), (hessian,), owner=owner
+        out, (mu, nu) = map_leaves(
+            rule, updates, (state.mu, state.nu), (magnitude,), owner=owner
         )
-        kept = hessian if cached else ()
-        return out, AdaHessianState(count, *slots, kept, inner)
+        return out, AdaHessianState(count, mu, nu, hessian if cached else (), inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -31,7 +31,12 @@ from optax_ext._core.checks import (
     check_rate,
 )
 from optax_ext._core.extra_args import require
-from optax_ext._core.leaves import computing_dtype, init_leaves, map_leaves
+from optax_ext._core.leaves import (
+    computing_dtype,
+    init_leaves,
+    map_leaves,
+    next_count,
+)
 
 _SOPHIA = "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model "
 SOPHIA_TITLE = _SOPHIA + "Pre-training"
@@ -45,10 +50,10 @@ class KeyState(NamedTuple):
 
 def _key_state(key: jax.Array | None) -> tuple[jax.Array, Any]:
     """Key data to store, and the implementation to wrap it with."""
-    key = jax.random.key(0) if key is None else key
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    return jax.random.key_data(key), jax.random.key_impl(key)
+    typed = jax.random.key(0) if key is None else key
+    if not jnp.issubdtype(typed.dtype, jax.dtypes.prng_key):
+        typed = jax.random.wrap_key_data(typed)
+    return jax.random.key_data(typed), jax.random.key_impl(typed)
 
 
 def _wide(x: jax.Array) -> jax.Array:
@@ -102,7 +107,7 @@ def hutchinson_diag(
         del params
         return KeyState(jnp.array(data))
 
-    def update(updates, state, params=None, **extra):
+    def update(updates, state, params: Any = None, **extra):
         del updates
         check_params("hutchinson_diag", params)
         gradient = jax.grad(require("hutchinson_diag", extra, "value_fn"))
@@ -318,7 +323,6 @@ def ema_hessian_diag(
             refresh,
             lambda: (state.hessian, state.estimator),
         )
-        count = optax.safe_increment(state.count)
-        return hessian, EmaHessianState(count, hessian, inner)
+        return hessian, EmaHessianState(next_count(state.count), hessian, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -18,7 +18,6 @@ from optax_ext._core.leaves import init_leaves, map_leaves
 from optax_ext._core.views import finish
 from optax_ext.curvature.estimators import (
     SOPHIA_TITLE,
-    EmaHessianState,
     ema_hessian_diag,
     external_hessian_diag,
     hutchinson_diag,
@@ -79,7 +78,7 @@ def precondition_by_hessian_diag(
         return u / jnp.maximum(gamma * h, eps), slots
 
     def update(updates, state, params=None, **extra):
-        hessian, state = curvature.update(None, state, params, **extra)
+        hessian, state = curvature.update(updates, state, params, **extra)
         return map_leaves(rule, updates, (), (hessian,), owner=owner)[0], state
 
     return optax.GradientTransformationExtraArgs(curvature.init, update)
@@ -90,7 +89,7 @@ class SophiaState(NamedTuple):
 
     mu: optax.Updates
     win_rate: optax.Updates
-    curvature: EmaHessianState
+    curvature: optax.OptState  # an EmaHessianState
 
 
 @catalogued(
@@ -120,9 +119,9 @@ def scale_by_sophia(
       m_t = b_1 m_{t-1} + (1 - b_1) g_t, \qquad
       u_t = \text{clip}(m_t / \max(\gamma h_t, \epsilon), -c, c)
 
-    with h from `ema_hessian_diag`. Where h <= 0 the entry is c sign(m). `gamma` sets how
-    many entries escape the clip; `sophia_win_rate` says how many did (0.1 to 0.5 is
-    healthy).
+    with h from `ema_hessian_diag`. Where h <= 0 the entry is c sign(m). `gamma` sets
+    how many entries escape the clip; `sophia_win_rate` says how many did (0.1 to 0.5
+    is healthy).
 
     Args:
       b1: decay rate of the momentum, in [0, 1) (paper).
@@ -166,7 +165,8 @@ def scale_by_sophia(
         return jnp.zeros_like(p, dtype=mu_dtype), jnp.zeros([], p.real.dtype)
 
     def init(params):
-        return SophiaState(*init_leaves(init_leaf, params, 2), curvature.init(params))
+        mu, win_rate = init_leaves(init_leaf, params, 2)
+        return SophiaState(mu, win_rate, curvature.init(params))
 
     def rule(g, slots, h):
         m = b1 * slots[0] + (1 - b1) * g
@@ -176,11 +176,12 @@ def scale_by_sophia(
             u = jnp.clip(u, -clip_threshold, clip_threshold)
         return u, (m, win_rate)
 
-    def update(grads, state, params=None, **extra):
-        hessian, curved = curvature.update(None, state.curvature, params, **extra)
-        slots = (state.mu, state.win_rate)
-        out, slots = map_leaves(rule, grads, slots, (hessian,), owner=owner)
-        return out, SophiaState(*slots, curved)
+    def update(updates, state, params=None, **extra):
+        hessian, curved = curvature.update(updates, state.curvature, params, **extra)
+        out, (mu, win_rate) = map_leaves(
+            rule, updates, (state.mu, state.win_rate), (hessian,), owner=owner
+        )
+        return out, SophiaState(mu, win_rate, curved)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

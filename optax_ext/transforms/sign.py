@@ -251,14 +251,10 @@ def lion_k(
       >>> import optax_ext as ox
       >>> tx = ox.lion_k(1e-3, kappa=ox.lion_kernel("pseudo_huber", e=1e-3))
     """
-    if not callable(learning_rate) and not isinstance(
-        weight_decay * learning_rate, jax.Array
-    ):
-        check_hyperparam(
-            "lion_k",
-            high=1.0,
-            open_high=True,
-            **{"learning_rate * weight_decay": weight_decay * learning_rate},
+    if isinstance(learning_rate, float) and learning_rate * weight_decay >= 1:
+        raise ValueError(
+            "lion_k: learning_rate * weight_decay must be below 1, got "
+            f"{learning_rate * weight_decay}"
         )
     return finish(
         scale_by_lion_k(b1, b2, kappa, mu_dtype),

@@ -26,9 +26,9 @@ def _judged(
     """`inner`, with rule(u, (), g) applied to its update u and the gradient g."""
     inner = optax.with_extra_args_support(inner)
 
-    def update(grads, state, params=None, **extra):
-        updates, state = inner.update(grads, state, params, **extra)
-        return map_leaves(rule, updates, (), (grads,), owner=owner)[0], state
+    def update(updates, state, params=None, **extra):
+        direction, state = inner.update(updates, state, params, **extra)
+        return map_leaves(rule, direction, (), (updates,), owner=owner)[0], state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 

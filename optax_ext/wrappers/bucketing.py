@@ -25,6 +25,8 @@ class _Buckets:
         leaves, _, self._treedef = flatten_like(params)
         self._places: dict[str, list[int]] = {}
         for i, leaf in enumerate(leaves):
+            if isinstance(leaf, Bucket):
+                raise ValueError("bucketed: the leaves are in buckets already")
             if not is_hole(leaf):
                 key = f"{leaf.dtype}{list(leaf.shape)}"
                 self._places.setdefault(key, []).append(i)
