@@ -1,0 +1,28 @@
+"""Losses on what a model puts out: log-probabilities, means, predictions.
+
+Pure functions without a trainer. They return one value per element, sample or token and
+leave the mean to you; `optax_ext.losses.policy` says which policy loss to reach for.
+"""
+
+from optax_ext.losses.flow_policy import flow_sde_step, gaussian_step_log_prob
+from optax_ext.losses.grpo_guard import (
+    denoising_step_weights,
+    grpo_guard_loss,
+    normalized_log_ratio,
+)
+from optax_ext.losses.policy import (
+    clipped_surrogate_loss,
+    group_relative_advantages,
+    ppo_clip_loss,
+)
+
+__all__ = [
+    "clipped_surrogate_loss",
+    "denoising_step_weights",
+    "flow_sde_step",
+    "gaussian_step_log_prob",
+    "group_relative_advantages",
+    "grpo_guard_loss",
+    "normalized_log_ratio",
+    "ppo_clip_loss",
+]
