@@ -1,0 +1,75 @@
+"""A decoder-only transformer over bytes.
+
+Written in linen, because its parameters are a plain tree: the loss is a pure function
+of them, and `optax_ext.make_train_step` takes it as it is.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+VOCABULARY = 256
+
+
+class Block(nn.Module):
+    """Pre-norm causal attention, then a feed-forward layer of four times the width.
+
+    Every kernel is a matrix, also in attention, so that methods for matrices see them.
+    """
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, time, width = x.shape
+
+        def dense(features: int, name: str) -> nn.Dense:
+            return nn.Dense(features, use_bias=False, name=name)
+
+        def heads(y: jax.Array) -> jax.Array:
+            return y.reshape(batch, time, self.heads, width // self.heads)
+
+        h = nn.RMSNorm()(x)
+        query, key, value = (
+            heads(dense(width, n)(h)) for n in ("query", "key", "value")
+        )
+        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        x = x + dense(width, "mix")(mixed.reshape(x.shape))
+        h = nn.RMSNorm()(x)
+        h = jnp.square(nn.relu(dense(4 * width, "expand")(h)))
+        return x + dense(width, "contract")(h)
+
+
+class Decoder(nn.Module):
+    """Bytes [batch, time] in, logits of the next byte [batch, time, 256] out."""
+
+    width: int
+    layers: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        shape = (tokens.shape[1], self.width)
+        position = self.param("position", nn.initializers.normal(0.02), shape)
+        x = nn.Embed(VOCABULARY, self.width)(tokens) + position[None]
+        for _ in range(self.layers):
+            x = Block(self.heads)(x)
+        return nn.Dense(VOCABULARY, use_bias=False, name="head")(nn.RMSNorm()(x))
+
+
+def initial_params(model: Decoder, key: jax.Array, length: int) -> optax.Params:
+    """Parameters of `model` for windows of `length` bytes."""
+    return model.init(key, jnp.zeros((1, length), jnp.int32))["params"]
+
+
+def logits(model: Decoder, params: optax.Params, window: jax.Array) -> jax.Array:
+    """Logits for every byte of `window`, [batch, length + 1], but its first."""
+    return model.apply({"params": params}, window[:, :-1].astype(jnp.int32))  # pyright: ignore
+
+
+def loss(model: Decoder, params: optax.Params, window: jax.Array) -> jax.Array:
+    """Mean cross-entropy of the next byte, in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(
+        logits(model, params, window), window[:, 1:].astype(jnp.int32)
+    ).mean()

@@ -1,0 +1,159 @@
+"""Optimizers by name: the tuned ones of the quickstart, and the whole catalogue.
+
+The learning rates are the best of `Recipe.grid` after the quickstart's default number
+of steps (``python -m benchmarks.quickstart --sweep``, which uses a seed of its own). A
+base method and its cautious variant share their grid, and a learning rate times its
+weight decay is of the same size in all of them.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optax
+
+import optax_ext as ox
+from optax_ext._core import catalogue
+
+_ADAM_GRID = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+_SIGN_GRID = (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)
+_UNTUNED = 1e-3
+
+Make = Callable[[optax.Schedule], optax.GradientTransformation]
+
+
+class Recipe(NamedTuple):
+    """How to make an optimizer.
+
+    Attributes:
+      make: schedule of the learning rate in, optimizer out.
+      learning_rate: peak of the schedule.
+      grid: learning rates of the sweep.
+    """
+
+    make: Make
+    learning_rate: float
+    grid: tuple[float, ...]
+
+
+def _adamw(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(learning_rate, b1=0.9, b2=0.95, weight_decay=0.1)
+
+
+def _cautious_adamw(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.chain(
+        ox.cautious(optax.scale_by_adam(b1=0.9, b2=0.95)),
+        optax.add_decayed_weights(0.1),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _lion(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    return ox.lion_k(learning_rate, b1=0.95, b2=0.98, weight_decay=1.0)
+
+
+def _cautious_lion(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.chain(
+        ox.cautious(ox.scale_by_lion_k(b1=0.95, b2=0.98)),
+        optax.add_decayed_weights(1.0),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _sophia_g(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    return ox.sophia(
+        learning_rate,
+        b1=0.965,
+        b2=0.99,
+        gamma=0.05,
+        weight_decay=1.0,
+        estimator=ox.gauss_newton_bartlett_diag(),
+    )
+
+
+def _flagship(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.chain(
+        ox.cautious(
+            optax.chain(
+                optax.scale_by_lion(b1=0.95, b2=0.98),
+                ox.precondition_by_hessian_diag(
+                    ox.gauss_newton_bartlett_diag(), gamma=0.05, update_interval=10
+                ),
+                optax.clip(1.0),
+            )
+        ),
+        ox.add_cautious_decayed_weights(1.0),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+OPTIMIZERS: dict[str, Recipe] = {
+    "adamw": Recipe(_adamw, 4e-3, _ADAM_GRID),
+    "cautious_adamw": Recipe(_cautious_adamw, 4e-3, _ADAM_GRID),
+    "lion": Recipe(_lion, 8e-4, _SIGN_GRID),
+    "cautious_lion": Recipe(_cautious_lion, 8e-4, _SIGN_GRID),
+    "sophia_g": Recipe(_sophia_g, 8e-4, _SIGN_GRID),
+    "flagship": Recipe(_flagship, 8e-4, _SIGN_GRID),
+}
+
+
+def recipes(names: str) -> dict[str, Recipe]:
+    """Recipes for names separated by commas, from the table above or the catalogue.
+
+    ``NAME=LR`` sets the learning rate. A link of the catalogue is followed by the
+    learning rate; a wrapper goes around Adam.
+
+    Raises:
+      ValueError: for a name that is in neither, or a learning rate that is no number.
+    """
+    found = {}
+    for item in filter(None, (item.strip() for item in names.split(","))):
+        name, _, rate = item.partition("=")
+        recipe = OPTIMIZERS.get(name) or _from_catalogue(name)
+        if rate:
+            recipe = recipe._replace(learning_rate=_positive(rate, item))
+        found[name] = recipe
+    if not found:
+        raise ValueError(f"no optimizer in {names!r}; {_known()}")
+    return found
+
+
+def _from_catalogue(name: str) -> Recipe:
+    known = {e.name: e for e in catalogue.entries("optimizer", "link", "wrapper")}
+    if name not in known:
+        raise ValueError(f"unknown optimizer {name!r}; {_known()}")
+    entry = known[name]
+    required = {
+        key: value
+        for key, value in entry.example().items()
+        if inspect.signature(entry.make).parameters[key].default is inspect._empty
+    }
+
+    def make(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        if entry.kind == "optimizer":
+            return entry.make(**{**required, "learning_rate": learning_rate})
+        if entry.kind == "wrapper":
+            required["inner"] = optax.scale_by_adam(b1=0.9, b2=0.95)
+        link = entry.make(**required)
+        return optax.chain(link, optax.scale_by_learning_rate(learning_rate))
+
+    grid = tuple(_UNTUNED * 2.0**k for k in range(-2, 3))
+    return Recipe(make, _UNTUNED, grid)
+
+
+def _positive(rate: str, item: str) -> float:
+    try:
+        value = float(rate)
+    except ValueError:
+        value = -1.0
+    if not value > 0.0:
+        raise ValueError(f"{item!r}: expected NAME=LR with a positive number")
+    return value
+
+
+def _known() -> str:
+    others = [e.name for e in catalogue.entries("optimizer", "link", "wrapper")]
+    return (
+        f"tuned here: {', '.join(OPTIMIZERS)}; "
+        f"in the catalogue: {', '.join(n for n in others if n not in OPTIMIZERS)}"
+    )
