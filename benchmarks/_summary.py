@@ -5,7 +5,6 @@ import pathlib
 import statistics
 from typing import Any
 
-import matplotlib
 import matplotlib.figure
 import numpy as np
 import rich.console
@@ -69,10 +68,9 @@ def _reaching(run: dict[str, Any], target: float | None) -> tuple[float, float]:
     """Step and seconds of training at which `run` first reaches `target`."""
     curve = run["curve"]
     losses = [math.inf if x is None else x for x in curve["validation_loss"]]
-    below = [at for at, loss in enumerate(losses) if target and loss <= target]
-    if not below:
+    if target is None or not math.isfinite(target) or not min(losses) <= target:
         return math.inf, math.inf
-    at = below[0]
+    at = next(at for at, loss in enumerate(losses) if loss <= target)
     step = float(curve["validation_step"][at])
     if at and math.isfinite(losses[at - 1]):
         part = (losses[at - 1] - target) / (losses[at - 1] - losses[at])
@@ -234,8 +232,7 @@ def _base(name: str) -> str:
     return name.removeprefix("cautious_")
 
 
-def _colors(names: list[str]) -> dict[str, Any]:
+def _colors(names: list[str]) -> dict[str, str]:
     """One colour for a base and its cautious variant together."""
     bases = list(dict.fromkeys(_base(name) for name in names))
-    wheel = matplotlib.colormaps["tab10"].colors
-    return {name: wheel[bases.index(_base(name)) % len(wheel)] for name in names}
+    return {name: f"C{bases.index(_base(name)) % 10}" for name in names}

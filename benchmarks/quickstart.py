@@ -262,7 +262,7 @@ def main(argv: list[str]) -> int:
 def _settings() -> Settings:
     """Settings from the flags; ``--short`` changes those that are not given."""
     given = {f.name: flags.FLAGS[f.name] for f in dataclasses.fields(Settings)}
-    values = {name: flag.value for name, flag in given.items()}
+    values: dict[str, Any] = {name: flag.value for name, flag in given.items()}
     if values["short"]:
         values |= {n: v for n, v in _SHORT.items() if not given[n].present}
     return Settings(**values)
