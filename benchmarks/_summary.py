@@ -86,12 +86,13 @@ def print_summary(console: rich.console.Console, summary: dict[str, Any]) -> Non
     rows = []
     for row in summary["table"]:
         loss = row["final_validation_loss"]
+        spread = f"{loss['min']:.3f}-{loss['max']:.3f}" if row["seeds"] > 1 else ""
         rows.append(
             (
                 row["optimizer"],
                 f"{row['learning_rate']:g}",
                 f"{loss['median']:.3f}",
-                f"{loss['min']:.3f}-{loss['max']:.3f}",
+                spread,
                 _or_dash(row["steps_to_adamw"], ".0f"),
                 _or_dash(row["seconds_to_adamw"], ".1f"),
                 f"{row['ms_per_step']:.1f}",

@@ -12,6 +12,7 @@ a cosine. Any method of the catalogue runs by its name. Ctrl-C keeps what was do
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shlex
@@ -169,11 +170,11 @@ def train(
                 line = _progress_line(job, run.curve, settings.steps)
                 bar.update(task, advance=_training.CHUNK, description=line)
                 evaluated = run.curve.validation_step[-1:] == [run.curve.step]
-                if evaluated and not console.is_terminal:
+                if run.done or evaluated and not console.is_terminal:
                     console.print(line, highlight=False)
                 if run.done:
                     break
-                due = run.curve.step % settings.checkpoint_every == 0
+                due = run.curve.step % settings.checkpoint_every < _training.CHUNK
                 if due or interrupt.requested:
                     run.save(folder)
                 if interrupt.requested:
@@ -286,7 +287,7 @@ def define_flags() -> None:
     """One flag for every field of `Settings`."""
     define = {
         bool: flags.DEFINE_boolean,
-        int: flags.DEFINE_integer,
+        int: functools.partial(flags.DEFINE_integer, lower_bound=1),
         str: flags.DEFINE_string,
     }
     for field in dataclasses.fields(Settings):
