@@ -7,7 +7,8 @@ You hold predictions or log-probabilities: see `optax_ext.losses`.
 
 from optax_ext import curvature, losses, training, transforms, wrappers
 from optax_ext._core.catalogue import cite
-from optax_ext._core.leaves import Bucket, leafwise
+from optax_ext._core.leaves import leafwise
+from optax_ext._core.trees import Bucket
 from optax_ext.curvature import *  # noqa: F403
 from optax_ext.training import StepMetrics, make_train_step
 from optax_ext.transforms import *  # noqa: F403

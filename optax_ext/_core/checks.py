@@ -99,7 +99,7 @@ def check_choice(owner: str, name: str, value: Any, choices: Collection[str]) ->
     Raises:
       ValueError: with the choices.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         allowed = ", ".join(map(repr, choices))
         raise ValueError(f"{owner}: {name} must be one of {allowed}, got {value!r}")
 

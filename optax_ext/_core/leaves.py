@@ -16,53 +16,27 @@ dtypes, the step count, stacked leaves and errors, once for all methods:
   it, so that a norm or a matrix product in a rule stays one of a single leaf.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from optax_ext._core.checks import check_params
-
-
-class Bucket(NamedTuple):
-    """A stack of leaves of equal shape and dtype, made by `bucketed`."""
-
-    stack: Any
-
+from optax_ext._core.trees import (
+    Bucket,
+    computing_dtype,
+    flatten_like,
+    is_hole,
+    is_unit,
+    leaf_path,
+    naming,
+    owner_of,
+)
 
 Rule = Callable[..., tuple[Any, tuple[Any, ...]]]
 """One step of one leaf: (update, slots, *others) -> (direction, slots)."""
-
-
-def computing_dtype(*leaves: Any) -> np.dtype:
-    """The dtype in which a rule sees leaves: the widest of them, float32 at least.
-
-    Raises:
-      TypeError: if the first leaf is not of a floating or complex type.
-    """
-    if not jnp.issubdtype(leaves[0].dtype, jnp.inexact):
-        raise TypeError(
-            f"a leaf of dtype {leaves[0].dtype} cannot be trained: hide it from the "
-            "optimizer with optax.masked, or make it a float"
-        )
-    wide = [np.dtype(np.float32)]
-    for leaf in leaves:
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and jnp.finfo(leaf.dtype).bits >= 32:
-            wide.append(np.dtype(leaf.dtype))
-    return functools.reduce(np.promote_types, wide)
-
-
-def is_hole(leaf: Any) -> bool:
-    """Whether a leaf is None or masked away."""
-    return leaf is None or isinstance(leaf, optax.MaskedNode)
-
-
-def _is_unit(leaf: Any) -> bool:
-    return is_hole(leaf) or isinstance(leaf, Bucket)
 
 
 def next_count(count: jax.Array) -> jax.Array:
@@ -82,55 +56,13 @@ def at_step(value: Any, t: jax.Array) -> Any:
         return jnp.asarray(value((t - 1).astype(int)), t.dtype)
 
 
-def flatten_like(updates: Any, *trees: Any, owner: str = "update") -> Any:
-    """Leaves of `updates`, of each tree at the same places, and the tree definition.
-
-    Holes and buckets count as leaves. A tree that is None gives None at every place.
-
-    Raises:
-      ValueError: naming the first place where a tree differs from `updates`.
-    """
-    leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_unit)
-    others = []
-    for tree in trees:
-        if tree is None:
-            others.append([None] * len(leaves))
-            continue
-        try:
-            others.append(treedef.flatten_up_to(tree))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{owner}: {_difference(updates, tree)}") from error
-    return leaves, others, treedef
-
-
-def _difference(updates: Any, tree: Any) -> str:
-    def paths(t):
-        found = jax.tree_util.tree_leaves_with_path(t, is_leaf=_is_unit)
-        return [jax.tree_util.keystr(path) for path, _ in found]
-
-    ours, theirs = paths(updates), paths(tree)
-    for names, place in (
-        ([n for n in ours if n not in theirs], "in the gradients but not in the"),
-        ([n for n in theirs if n not in ours], "missing from the gradients but in the"),
-    ):
-        if names:
-            return (
-                f"leaf {names[0]} is {place} state, params or extra tree it meets; "
-                "init and update must see trees of one structure"
-            )
-    return (
-        f"the gradients are a {type(updates).__name__} tree, the state, params or "
-        f"extra tree they meet is a {type(tree).__name__} with the same leaf paths"
-    )
-
-
 def map_leaves(
     rule: Rule,
     updates: Any,
     slots: tuple[Any, ...] = (),
     others: tuple[Any, ...] = (),
     *,
-    owner: str = "update",
+    owner: str | None = None,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Apply a rule leaf by leaf, in float32 or wider.
 
@@ -139,7 +71,7 @@ def map_leaves(
       updates: tree of arrays; decides which leaves there are.
       slots: trees of state, like `updates` with any array at a leaf.
       others: further trees like `updates` (params, gradients, curvature), or None.
-      owner: name of the method, for messages.
+      owner: name of the method, for messages; None takes that of the rule.
 
     Returns:
       The tree of directions in the dtypes of `updates`, and the trees of new slots in
@@ -148,18 +80,14 @@ def map_leaves(
     Raises:
       ValueError: if trees or shapes do not fit, naming the leaf.
     """
+    owner = owner or owner_of(rule)
     leaves, rest, treedef = flatten_like(updates, *slots, *others, owner=owner)
     outs, new = [], [[] for _ in slots]
     for i, leaf in enumerate(leaves):
         at = [column[i] for column in rest]
         old, other = tuple(at[: len(slots)]), at[len(slots) :]
-        try:
+        with naming(owner, lambda i=i: leaf_path(updates, i)):
             out, kept = _apply(rule, leaf, old, other)
-        except (TypeError, ValueError) as error:
-            path = jax.tree_util.tree_leaves_with_path(updates, is_leaf=_is_unit)[i][0]
-            raise type(error)(
-                f"{owner}: leaf {jax.tree_util.keystr(path)}: {error}"
-            ) from error
         outs.append(out)
         for column, slot in zip(new, kept, strict=True):
             column.append(slot)
@@ -178,11 +106,17 @@ def _apply(rule: Rule, leaf: Any, slots: tuple[Any, ...], others: list[Any]) -> 
     if is_hole(leaf) or leaf.size == 0:
         return leaf, slots
     dtype = computing_dtype(leaf, *jax.tree.leaves(others))
-    out, kept = rule(
-        leaf.astype(dtype),
-        jax.tree.map(lambda x: _cast(x, dtype), slots),
-        *(jax.tree.map(lambda x: _cast(x, dtype), o) for o in others),
-    )
+    wide = jax.tree.map(lambda x: _cast(x, dtype), (slots, others))
+    try:
+        out, kept = rule(leaf.astype(dtype), wide[0], *wide[1])
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError):
+            raise
+        shapes = [x.shape for x in jax.tree.leaves((slots, others))]
+        raise ValueError(
+            f"a gradient of shape {leaf.shape} met state and parameters of shapes "
+            f"{shapes}: {error}"
+        ) from error
     if out.shape != leaf.shape or [jnp.shape(x) for x in jax.tree.leaves(kept)] != [
         x.shape for x in jax.tree.leaves(slots)
     ]:
@@ -225,8 +159,11 @@ def init_leaves(init: Callable[[Any], tuple[Any, ...]], params: Any, n: int) -> 
             buffers.append(slots[-1])
         return tuple(slots)
 
-    leaves, treedef = jax.tree.flatten(params, is_leaf=_is_unit)
-    per_leaf = [of_leaf(leaf) for leaf in leaves]
+    leaves, treedef = jax.tree.flatten(params, is_leaf=is_unit)
+    per_leaf = []
+    for i, leaf in enumerate(leaves):
+        with naming(owner_of(init), lambda i=i: leaf_path(params, i)):
+            per_leaf.append(of_leaf(leaf))
     return [treedef.unflatten([slots[i] for slots in per_leaf]) for i in range(n)]
 
 
@@ -278,7 +215,7 @@ def leafwise(
     Returns:
       A `GradientTransformationExtraArgs` that ignores extra arguments.
     """
-    owner = update.__qualname__.partition(".")[0]
+    owner = owner_of(update)
     counted = state_type._fields[:1] == ("count",)
     n = len(state_type._fields) - counted
 

@@ -4,6 +4,7 @@
 functions of params) and translates what it emits back.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ import optax
 
 from optax_ext._core import extra_args as names
 from optax_ext._core.checks import check_hyperparam
-from optax_ext._core.leaves import computing_dtype, is_hole
+from optax_ext._core.trees import computing_dtype, is_hole, naming
 
 
 class View(Protocol):
@@ -92,13 +93,14 @@ class _Float32:
 
     @staticmethod
     def to(tree: Any) -> Any:
-        def cast(x):
-            dtype = computing_dtype(x)
+        def cast(path, x):
+            with naming("full_precision", lambda: path):
+                dtype = computing_dtype(x)
             if isinstance(x, jax.ShapeDtypeStruct):
                 return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
             return x.astype(dtype)
 
-        return jax.tree.map(cast, tree)
+        return jax.tree_util.tree_map_with_path(cast, tree)
 
     @staticmethod
     def back(tree: Any) -> Any:
@@ -134,15 +136,21 @@ def full_precision(
       >>> optax.tree.get(tx.init(params), "nu")["w"].dtype
       dtype('float32')
     """
-    inside = viewed(inner, lambda params: _Float32)
+    return _standard_promotion(viewed(inner, lambda params: _Float32))
+
+
+def _standard_promotion(
+    inner: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """Run `inner` where integers and floats mix, as optax's counts and schedules do."""
 
     def init(params):
         with jax.numpy_dtype_promotion("standard"):
-            return inside.init(params)
+            return inner.init(params)
 
     def update(updates, state, params=None, **extra):
         with jax.numpy_dtype_promotion("standard"):
-            return inside.update(updates, state, params, **extra)
+            return inner.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -209,6 +217,13 @@ def inject_hyperparams(
     static = {static_args} if isinstance(static_args, str) else set(static_args)
     for name, parameter in inspect.signature(inner_factory).parameters.items():
         annotation = parameter.annotation
-        if annotation is not inspect.Parameter.empty and "float" not in str(annotation):
+        free = annotation in (parameter.empty, jax.Array, "jax.Array")
+        if not free and not any(w in str(annotation) for w in ("float", "Scalar")):
             static.add(name)
-    return optax.inject_hyperparams(inner_factory, static, hyperparam_dtype)
+    factory = optax.inject_hyperparams(inner_factory, static, hyperparam_dtype)
+
+    @functools.wraps(inner_factory)
+    def make(*args, **kwargs):
+        return _standard_promotion(factory(*args, **kwargs))
+
+    return make

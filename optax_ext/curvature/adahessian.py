@@ -104,11 +104,18 @@ def scale_by_adahessian(
         return AdaHessianState(count, mu, nu, hessian, estimator.init(params))
 
     def curvature(updates, state, params, extra):
-        def refresh():
+        def estimate():
             return estimator.update(updates, state.estimator, params, **extra)
 
+        def refresh():
+            new, inner = estimate()
+            return map_leaves(replace, state.hessian, (), (new,))[0], inner
+
+        def replace(old, slots, new):
+            return jnp.broadcast_to(new, old.shape), slots
+
         if not cached:
-            return refresh()
+            return estimate()
         return jax.lax.cond(
             state.count % update_interval == 0,
             refresh,
@@ -132,9 +139,7 @@ def scale_by_adahessian(
             m_hat, s_hat = m / (1 - b1**t), s / (1 - b2**t)
             return m_hat / (jnp.sqrt(s_hat) ** hessian_power + eps), (m, s)
 
-        out, (mu, nu) = map_leaves(
-            rule, updates, (state.mu, state.nu), (magnitude,), owner=owner
-        )
+        out, (mu, nu) = map_leaves(rule, updates, (state.mu, state.nu), (magnitude,))
         return out, AdaHessianState(count, mu, nu, hessian if cached else (), inner)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -31,12 +31,8 @@ from optax_ext._core.checks import (
     check_rate,
 )
 from optax_ext._core.extra_args import require
-from optax_ext._core.leaves import (
-    computing_dtype,
-    init_leaves,
-    map_leaves,
-    next_count,
-)
+from optax_ext._core.leaves import init_leaves, map_leaves, next_count
+from optax_ext._core.trees import computing_dtype
 
 _SOPHIA = "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model "
 SOPHIA_TITLE = _SOPHIA + "Pre-training"
@@ -313,10 +309,7 @@ def ema_hessian_diag(
             estimate, inner = estimator.update(
                 updates, state.estimator, params, **extra
             )
-            hessian, _ = map_leaves(
-                average, state.hessian, (), (estimate,), owner="ema_hessian_diag"
-            )
-            return hessian, inner
+            return map_leaves(average, state.hessian, (), (estimate,))[0], inner
 
         hessian, inner = jax.lax.cond(
             state.count % update_interval == 0,

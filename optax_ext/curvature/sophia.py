@@ -79,7 +79,7 @@ def precondition_by_hessian_diag(
 
     def update(updates, state, params=None, **extra):
         hessian, state = curvature.update(updates, state, params, **extra)
-        return map_leaves(rule, updates, (), (hessian,), owner=owner)[0], state
+        return map_leaves(rule, updates, (), (hessian,))[0], state
 
     return optax.GradientTransformationExtraArgs(curvature.init, update)
 
@@ -179,7 +179,7 @@ def scale_by_sophia(
     def update(updates, state, params=None, **extra):
         hessian, curved = curvature.update(updates, state.curvature, params, **extra)
         out, (mu, win_rate) = map_leaves(
-            rule, updates, (state.mu, state.win_rate), (hessian,), owner=owner
+            rule, updates, (state.mu, state.win_rate), (hessian,)
         )
         return out, SophiaState(mu, win_rate, curved)
 
@@ -216,7 +216,7 @@ def sophia_win_rate(state: optax.OptState) -> jax.Array:
     sizes = [m.size for m in jax.tree.leaves(states[0].mu)]
     # The mean: a rate is a scalar a leaf, or a vector for a stack made by `bucketed`.
     wins = sum(jnp.mean(r) * size for r, size in zip(rates, sizes, strict=True))
-    return jnp.asarray(wins / sum(sizes))
+    return jnp.asarray(wins / max(sum(sizes), 1))
 
 
 @catalogued(

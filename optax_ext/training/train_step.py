@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from flax.training.train_state import TrainState
 
-from optax_ext._core.leaves import flatten_like, is_hole
+from optax_ext._core.trees import flatten_like, is_hole
 
 
 class StepMetrics(NamedTuple):

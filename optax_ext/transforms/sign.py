@@ -251,11 +251,9 @@ def lion_k(
       >>> import optax_ext as ox
       >>> tx = ox.lion_k(1e-3, kappa=ox.lion_kernel("pseudo_huber", e=1e-3))
     """
-    if isinstance(learning_rate, float) and learning_rate * weight_decay >= 1:
-        raise ValueError(
-            "lion_k: learning_rate * weight_decay must be below 1, got "
-            f"{learning_rate * weight_decay}"
-        )
+    if isinstance(learning_rate, float) and isinstance(weight_decay, float):
+        shrink = learning_rate * weight_decay
+        check_rate("lion_k", **{"learning_rate * weight_decay": shrink})
     return finish(
         scale_by_lion_k(b1, b2, kappa, mu_dtype),
         learning_rate=learning_rate,

@@ -21,14 +21,14 @@ from optax_ext._core.views import finish, full_precision
 
 
 def _judged(
-    inner: optax.GradientTransformation, rule: Rule, owner: str
+    inner: optax.GradientTransformation, rule: Rule
 ) -> optax.GradientTransformationExtraArgs:
     """`inner`, with rule(u, (), g) applied to its update u and the gradient g."""
     inner = optax.with_extra_args_support(inner)
 
     def update(updates, state, params=None, **extra):
         direction, state = inner.update(updates, state, params, **extra)
-        return map_leaves(rule, direction, (), (updates,), owner=owner)[0], state
+        return map_leaves(rule, direction, (), (updates,))[0], state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
@@ -99,7 +99,7 @@ def cautious(
             scale = 1.0
         return u * (agree * scale), slots
 
-    return _judged(inner, rule, "cautious")
+    return _judged(inner, rule)
 
 
 @catalogued(
@@ -136,7 +136,7 @@ def grams(
     def rule(u, slots, g):
         return jnp.sign(g) * jnp.abs(u), slots
 
-    return _judged(inner, rule, "grams")
+    return _judged(inner, rule)
 
 
 @catalogued(

@@ -1,0 +1,178 @@
+"""What the leaf driver costs beside optax: step time, bytes moved, compile time.
+
+    python -m benchmarks.foundation [--repeats=40] [--output=benchmarks/results]
+
+Two programs are timed in one process, alternating, and the ratio is the median of the
+ratios of neighbours, with its interquartile range: a machine that is busy slows both.
+"""
+
+import pathlib
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import app, flags
+
+import optax_ext as ox
+from benchmarks import _report
+
+_REPEATS = flags.DEFINE_integer("repeats", 40, "Timed pairs of calls.", lower_bound=1)
+_LEAVES = flags.DEFINE_integer("leaves", 800, "Leaves of the tree of small ones.")
+_OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Folder of the JSON.")
+
+
+class AdamState(NamedTuple):
+    """State of the rule below."""
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+
+
+def adam_rule(b1=0.9, b2=0.999, eps=1e-8):
+    """Adam as a leaf rule: what `leafwise` is compared with optax on."""
+
+    def init(p):
+        return jnp.zeros_like(p), jnp.zeros_like(p)
+
+    def update(g, slots, p, t):
+        del p
+        m, v = slots
+        m = (1 - b1) * g + b1 * m
+        v = (1 - b2) * g**2 + b2 * v
+        m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+        return m_hat / (jnp.sqrt(v_hat) + eps), (m, v)
+
+    return ox.leafwise(AdamState, init, update)
+
+
+def orthogonalize():
+    """Five Newton-Schulz steps a leaf, the matrix rule of the compile-time test."""
+
+    def update(g, slots, p, t):
+        del p, t
+        x = g / (jnp.linalg.norm(g) + 1e-7)
+        for _ in range(5):
+            a = x @ x.T
+            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        return x, slots
+
+    return ox.leafwise(optax.EmptyState, lambda p: (), update)
+
+
+def trees():
+    """A few large leaves (64 MB), and many small ones of 64 x 64."""
+    large = {f"w{i}": jnp.ones((2048, 2048)) for i in range(4)}
+    small = {f"w{i:03d}": jnp.ones((64, 64)) for i in range(_LEAVES.value)}
+    return {"4 leaves of 2048x2048": large, f"{len(small)} leaves of 64x64": small}
+
+
+def compiled_step(tx, params):
+    """One update with donated gradient and state, compiled; seconds to get there."""
+    grads = jax.tree.map(lambda p: 0.1 * p, params)
+    state = jax.jit(tx.init)(params)
+
+    def step(grads, state):
+        updates, state = tx.update(grads, state)
+        return updates, state
+
+    start = time.perf_counter()
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(grads, state).compile()
+    return compiled, grads, state, time.perf_counter() - start
+
+
+def bytes_moved(compiled) -> float:
+    """Bytes that the compiled program reads and writes, as XLA counts them."""
+    analysis = compiled.cost_analysis()
+    return float(
+        (analysis[0] if isinstance(analysis, list) else analysis)["bytes accessed"]
+    )
+
+
+def compare(ours, theirs, params) -> dict[str, float]:
+    """Step time and bytes of `ours` over `theirs`."""
+    runs = [compiled_step(tx, params) for tx in (ours, theirs)]
+    programs = [run[0] for run in runs]
+    carried = [run[1:3] for run in runs]
+
+    def timed(i):
+        start = time.perf_counter()
+        carried[i] = jax.block_until_ready(programs[i](*carried[i]))
+        return time.perf_counter() - start
+
+    timed(0), timed(1)
+    ratios, seconds = [], []
+    for k in range(_REPEATS.value):
+        order = (0, 1) if k % 2 else (1, 0)
+        pair = {i: timed(i) for i in order}
+        ratios.append(pair[0] / pair[1])
+        seconds.append(pair[0])
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {
+        "time ratio": middle,
+        "time ratio, lower quartile": low,
+        "time ratio, upper quartile": high,
+        "step ms": 1e3 * statistics.median(seconds),
+        "bytes ratio": bytes_moved(programs[0]) / bytes_moved(programs[1]),
+        "compile ratio": runs[0][3] / runs[1][3],
+    }
+
+
+def second_moment(tx) -> float:
+    """Second moment after 3000 unit gradients of a bfloat16 parameter, over exact."""
+    grad = jnp.ones((), jnp.bfloat16)
+    tx = optax.with_extra_args_support(tx)
+
+    def step(state, _):
+        return tx.update(grad, state, grad, hessian_diag=grad)[1], None
+
+    state = jax.lax.scan(step, tx.init(grad), length=3000)[0]
+    return float(optax.tree.get(state, "nu")) / (1 - 0.999**3000)
+
+
+def main(argv):
+    """Measure, print, keep."""
+    del argv
+    results = {"environment": _report.environment(), "rows": {}}
+    rows = results["rows"]
+    for where, params in trees().items():
+        rows[f"leafwise Adam / optax.scale_by_adam, {where}"] = compare(
+            adam_rule(), optax.scale_by_adam(), params
+        )
+        rows[f"scale_by_lion_k / optax.scale_by_lion, {where}"] = compare(
+            ox.scale_by_lion_k(), optax.scale_by_lion(), params
+        )
+    seconds = {
+        name: compiled_step(tx, params)[3]
+        for name, tx in (
+            ("unbucketed", orthogonalize()),
+            ("bucketed", ox.bucketed(orthogonalize())),
+        )
+    }
+    rows[f"compile of a matrix rule, {where}"] = {
+        **{f"{name} s": s for name, s in seconds.items()},
+        "times less": seconds["unbucketed"] / seconds["bucketed"],
+    }
+    rows["bfloat16 second moment over exact, 3000 unit gradients"] = {
+        "optax.scale_by_adam": second_moment(optax.scale_by_adam()),
+        "full_precision(optax.scale_by_adam)": second_moment(
+            ox.full_precision(optax.scale_by_adam())
+        ),
+        "scale_by_adahessian": second_moment(
+            ox.scale_by_adahessian(estimator=ox.external_hessian_diag())
+        ),
+    }
+    for name, row in rows.items():
+        print(name)
+        for key, value in row.items():
+            print(f"    {key:40s} {value:10.4f}")
+    path = pathlib.Path(_OUTPUT.value) / "foundation.json"
+    _report.write_json(path, results)
+    print(path)
+
+
+if __name__ == "__main__":
+    app.run(main)

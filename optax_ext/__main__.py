@@ -1,0 +1,89 @@
+"""The catalogue in the terminal: ``python -m optax_ext [words]``."""
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from absl import app, flags
+
+import optax_ext as ox
+from optax_ext._core.catalogue import KINDS, Entry, entries
+
+_KIND = flags.DEFINE_enum("kind", None, KINDS, "Only methods of this kind.")
+_MARKDOWN = flags.DEFINE_bool("markdown", False, "Print a Markdown table.")
+_CITE = flags.DEFINE_bool("cite", False, "Print BibTeX of the methods found.")
+
+_COLUMNS = ("name", "paper", "kind", "needs", "state per parameter", "compared with")
+
+
+def search(words: Sequence[str], kind: str | None = None) -> list[Entry]:
+    """Entries that contain every word, in any field, whatever its case."""
+
+    def text(entry):
+        make = entry.make
+        return f"{entry.name} {entry.kind} {make.__module__} {make.__doc__}".lower()
+
+    chosen = entries(kind) if kind else entries()
+    return [e for e in chosen if all(w.lower() in text(e) for w in words)]
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    needs = ", ".join(entry.needs) or ("-" if entry.kind == "helper" else "gradients")
+    return (
+        entry.name,
+        entry.reference,
+        entry.kind,
+        needs,
+        entry.state,
+        entry.compared,
+    )
+
+
+def markdown_table(found: Iterable[Entry]) -> str:
+    """The table of the README."""
+    rows = [_COLUMNS, ("---",) * len(_COLUMNS)]
+    for entry in found:
+        name, _, *rest = _row(entry)
+        link = f"[{entry.title}](https://arxiv.org/abs/{entry.arxiv})"
+        rows.append((f"`{name}`", link if entry.arxiv else entry.title, *rest))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _terminal_table(found: Iterable[Entry], width: int) -> str:
+    """Columns wrapped to the width of the terminal."""
+    rows = [_COLUMNS, *map(_row, found)]
+    shares = (0.2, 0.28, 0.1, 0.12, 0.12, 0.18)
+    widths = [max(10, int(share * (width - 2 * len(shares)))) for share in shares]
+    lines = []
+    for row in rows:
+        cells = [
+            textwrap.wrap(cell, w, break_long_words=True)
+            for cell, w in zip(row, widths, strict=True)
+        ]
+        for i in range(max(map(len, cells))):
+            line = [
+                (cell[i] if i < len(cell) else "").ljust(w)
+                for cell, w in zip(cells, widths, strict=True)
+            ]
+            lines.append("  ".join(line).rstrip())
+        lines.append("-" * width if row is _COLUMNS else "")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Search the catalogue and print what was found."""
+    found = search(argv[1:], _KIND.value)
+    if not found:
+        sys.exit(f"Nothing in the catalogue matches {' '.join(argv[1:])!r}.")
+    if _CITE.value:
+        print(ox.cite(*(entry.name for entry in found)))
+    elif _MARKDOWN.value:
+        print(markdown_table(found))
+    else:
+        print(_terminal_table(found, shutil.get_terminal_size((120, 24)).columns))
+        print(f"{len(found)} of {len(list(entries()))} methods")
+
+
+if __name__ == "__main__":
+    app.run(main)
