@@ -259,12 +259,12 @@ class EmaHessianState(NamedTuple):
     title=SOPHIA_TITLE,
     arxiv="2305.14342",
     kind="estimator",
-    needs=("params",),
+    needs=("params", "logits_fn"),
     state="1 (average), and the estimator's",
     slots=1,
     variant="refreshed before use, at steps 0, k, 2k, ...; no bias correction.",
     compared="goldens sophia, sophia_g",
-    example=lambda: {"estimator": external_hessian_diag()},
+    example=lambda: {"estimator": gauss_newton_bartlett_diag()},
 )
 def ema_hessian_diag(
     estimator: optax.GradientTransformation,

@@ -19,7 +19,7 @@ from optax_ext._core.views import finish
 from optax_ext.curvature.estimators import (
     SOPHIA_TITLE,
     ema_hessian_diag,
-    external_hessian_diag,
+    gauss_newton_bartlett_diag,
     hutchinson_diag,
 )
 
@@ -28,12 +28,12 @@ from optax_ext.curvature.estimators import (
     title=SOPHIA_TITLE,
     arxiv="2305.14342",
     kind="link",
-    needs=("params",),
+    needs=("params", "logits_fn"),
     state="1 (average), and the estimator's",
     slots=1,
     variant="max(gamma h, eps), not gamma h + eps; curvature refreshed before use.",
     compared="goldens sophia, sophia_g, as a chain with optax.ema and optax.clip",
-    example=lambda: {"estimator": external_hessian_diag()},
+    example=lambda: {"estimator": gauss_newton_bartlett_diag()},
 )
 def precondition_by_hessian_diag(
     estimator: optax.GradientTransformation,

@@ -57,7 +57,7 @@ def _group(axis: Any = -1) -> Kernel:
 
 def _truncated(e: float) -> Kernel:
     check_hyperparam("lion_kernel('truncated')", low=0.0, e=e)
-    return lambda u: jnp.sign(u) * (jnp.abs(u) > e)
+    return lambda u: jnp.where(jnp.abs(u) > e, jnp.sign(u), 0)
 
 
 def _topk(k: int) -> Kernel:
@@ -67,7 +67,7 @@ def _topk(k: int) -> Kernel:
     def kernel(u):
         size = jnp.abs(u).ravel()
         threshold = jax.lax.top_k(size, min(k, size.size))[0][-1]
-        return jnp.sign(u) * (jnp.abs(u) >= threshold)
+        return jnp.where(jnp.abs(u) >= threshold, jnp.sign(u), 0)
 
     return kernel
 
