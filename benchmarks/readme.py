@@ -1,0 +1,118 @@
+"""Write the README's tables from the catalogue and from the results.
+
+    python -m benchmarks.readme
+
+Each table stands between two markers, and is made of what a command left in
+benchmarks/results. The tests check that the README is up to date.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app
+
+from optax_ext.__main__ import markdown_table
+from optax_ext._core.catalogue import entries
+
+_ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = _ROOT / "benchmarks" / "results"
+README = _ROOT / "README.md"
+
+
+def tables() -> dict[str, str]:
+    """Every table of the README by the name of its markers."""
+    return {
+        "methods": markdown_table(entries()),
+        "quickstart": _quickstart(
+            json.loads((RESULTS / "quickstart.json").read_text())
+        ),
+        "foundation": _foundation(
+            json.loads((RESULTS / "foundation.json").read_text())
+        ),
+    }
+
+
+def render(text: str) -> str:
+    """The README with its tables made anew.
+
+    Raises:
+      ValueError: for a table without markers.
+    """
+    for name, table in tables().items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text, found = re.subn(
+            pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL
+        )
+        if found != 1:
+            raise ValueError(f"README.md has {found} tables marked {name!r}, not one")
+    return text
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _environment(results: dict[str, Any]) -> str:
+    versions, device = (
+        results["environment"]["versions"],
+        results["environment"]["device"],
+    )
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{device['processor']}, {device['cores']} cores; {packages}."
+
+
+def _quickstart(results: dict[str, Any]) -> str:
+    rows = []
+    for row in results["summary"]["table"]:
+        loss = row["final_validation_loss"]
+        steps, seconds = row["steps_to_adamw"], row["seconds_to_adamw"]
+        rows.append(
+            (
+                f"`{row['optimizer']}`",
+                f"{row['learning_rate']:g}",
+                f"{loss['median']:.3f} ({loss['min']:.3f} to {loss['max']:.3f})",
+                "-" if steps is None else f"{steps:.0f}",
+                "-" if seconds is None else f"{seconds:.1f}",
+                f"{row['ms_per_step']:.1f}",
+                f"{row['compile_seconds']:.1f}",
+                f"{row['state_bytes_per_parameter']:.2f}",
+            )
+        )
+    columns = (
+        "optimizer",
+        "learning rate",
+        "validation loss, nats a byte: median (range over seeds)",
+        "steps to AdamW's",
+        "seconds to it",
+        "ms a step",
+        "compile s",
+        "state bytes a parameter",
+    )
+    flags = results["flags"]
+    head = (
+        f"`python -m benchmarks.quickstart --seeds={flags['seeds']}`, "
+        f"{flags['steps']} steps each. {_environment(results)}"
+    )
+    return f"{head}\n\n{_markdown(columns, rows)}"
+
+
+def _foundation(results: dict[str, Any]) -> str:
+    rows = [
+        (name, "; ".join(f"{key} {value:.3g}" for key, value in row.items()))
+        for name, row in results["rows"].items()
+    ]
+    return f"{_environment(results)}\n\n{_markdown(('what', 'measured'), rows)}"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Rewrite the README."""
+    del argv
+    README.write_text(render(README.read_text()))
+
+
+if __name__ == "__main__":
+    app.run(main)

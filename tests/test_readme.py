@@ -1,0 +1,66 @@
+"""What the README says is so."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optax_ext as ox
+from benchmarks import readme
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_TEXT = (_ROOT / "README.md").read_text()
+
+
+def test_the_tables_are_those_of_the_catalogue_and_the_results():
+    assert readme.render(_TEXT) == _TEXT, "run python -m benchmarks.readme"
+
+
+def test_the_flagship_chain_trains():
+    code = re.search(r"```python\n(.*?)```", _TEXT, re.DOTALL)
+    assert code
+    assert len(code[1].strip().splitlines()) <= 12
+    x, y = jax.random.normal(jax.random.key(0), (64, 5)), jnp.arange(64) % 3
+
+    def logits_fn(params, x):
+        return x @ params["kernel"] + params["bias"]
+
+    def loss_fn(params, x, y):
+        logits = logits_fn(params, x)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    def batch_logits(params, x, y):
+        del y
+        return logits_fn(params, x)
+
+    names = {"loss_fn": loss_fn, "logits_fn": batch_logits}
+    exec(compile(code[1], "README.md", "exec"), names)
+    tx, step = names["tx"], names["step"]
+    params = {"kernel": jnp.zeros((5, 3)), "bias": jnp.zeros(3)}
+    state, losses = tx.init(params), []
+    for _ in range(100):
+        params, state, metrics = step(params, state, x, y)
+        losses.append(float(metrics.loss))
+    # The model can only fit the noise of the inputs, so the loss falls a little.
+    assert losses[-1] < losses[0] - 0.01
+
+
+def test_each_command_is_one_line_that_installs_what_it_needs():
+    for name, extras in (("quickstart", "bench"), ("test", "bench,test")):
+        pattern = rf"<!-- {name}-command -->\n```bash\n(.*)\n```\n<!-- /{name}-command"
+        command = re.search(pattern, _TEXT)
+        assert command, name
+        assert f'".[{extras}]"' in command[1]
+        assert "venv .venv" in command[1]
+
+
+def test_every_public_name_is_documented():
+    undocumented = [
+        name
+        for holder in (ox, ox.losses)
+        for name in holder.__all__
+        if not (getattr(holder, name).__doc__ or "").strip()
+    ]
+    assert not undocumented
