@@ -24,8 +24,8 @@ SHAPES = {
     "shift": (),
     "empty": (0, 3),
 }
-KEYS = {"float32[3, 4]": 3, "float32[4]": 3, "float32[4, 2]": 1, "float32[]": 2}
-KEYS["float32[0, 3]"] = 1
+KEYS = {"float32[3, 4]#0": 3, "float32[4]#0": 3, "float32[4, 2]#0": 1, "float32[]#0": 2}
+KEYS["float32[0, 3]#0"] = 1
 
 
 def random_tree(seed, shapes: Any = None, dtype=jnp.float32):
@@ -121,7 +121,7 @@ def test_adahessian_averages_each_convolution_kernel_of_a_bucket_by_itself():
     }
     tx = ox.scale_by_adahessian(estimator=ox.external_hessian_diag())
     assert_same(tx, rtol=1e-6, **how)
-    nu = run(ox.bucketed(tx), **how)[1].nu["float32[3, 3, 2, 4]"].stack
+    nu = run(ox.bucketed(tx), **how)[1].nu["float32[3, 3, 2, 4]#0"].stack
     np.testing.assert_array_equal(nu, jnp.broadcast_to(nu[:, :1, :1], nu.shape))
     assert (nu[0] != nu[1]).all()
 
@@ -152,6 +152,18 @@ def test_the_state_has_one_stack_for_each_shape():
     assert all(isinstance(v, ox.Bucket) for v in state.mu.values())
 
 
+def test_a_stack_holds_32_leaves_at_most():
+    shapes = {f"layer{i:02}": (2, 3) for i in range(70)}
+    tx = ox.scale_by_lion_k(kappa="group")
+    state = ox.bucketed(tx).init(random_tree(0, shapes))
+    assert {k: v.stack.shape for k, v in state.mu.items()} == {
+        "float32[2, 3]#0": (32, 2, 3),
+        "float32[2, 3]#1": (32, 2, 3),
+        "float32[2, 3]#2": (6, 2, 3),
+    }
+    assert_same(tx, rtol=1e-6, shapes=shapes, steps=2)
+
+
 def test_a_rule_is_traced_once_for_each_shape():
     traced = []
 
@@ -170,8 +182,8 @@ def test_leaves_of_different_dtypes_are_in_different_stacks():
     tx = ox.bucketed(ox.scale_by_lion_k())
     state = tx.init(params)
     assert {k: v.stack.shape for k, v in state.mu.items()} == {
-        "float32[2]": (2, 2),
-        "bfloat16[2]": (1, 2),
+        "float32[2]#0": (2, 2),
+        "bfloat16[2]#0": (1, 2),
     }
     updates, _ = tx.update(params, state, params)
     assert jax.tree.map(lambda x: x.dtype, updates) == jax.tree.map(
@@ -205,9 +217,9 @@ def test_extra_trees_are_stacked_like_the_parameters():
         value=jnp.ones(()),
     )
     np.testing.assert_array_equal(
-        seen["grad"]["float32[2]"].stack, [[0.0, 1.0], [10.0, 11.0]]
+        seen["grad"]["float32[2]#0"].stack, [[0.0, 1.0], [10.0, 11.0]]
     )
-    stack = seen["per_example_grads"]["float32[2]"].stack
+    stack = seen["per_example_grads"]["float32[2]#0"].stack
     assert stack.shape == (2, 3, 2)  # leaf, example, entry
     np.testing.assert_array_equal(stack[1], per_example["b"])
     assert seen["hessian_diag"] is None
@@ -232,7 +244,7 @@ def test_functions_of_params_are_called_with_the_tree_and_differentiated_in_stac
     )
     for found in seen.values():
         np.testing.assert_array_equal(
-            found["float32[2]"].stack, [[3.0, 4.0], [1.0, 2.0]]
+            found["float32[2]#0"].stack, [[3.0, 4.0], [1.0, 2.0]]
         )
 
 
@@ -252,7 +264,7 @@ def test_hutchinson_through_a_bucket_is_exact_for_a_diagonal_hessian():
         value_fn=lambda p: sum(jnp.sum(x**4) for x in p.values()) / 12,
     )
     np.testing.assert_array_equal(
-        seen["h"]["float32[2]"].stack, [[1.0, 4.0], [9.0, 16.0]]
+        seen["h"]["float32[2]#0"].stack, [[1.0, 4.0], [9.0, 16.0]]
     )
 
 
@@ -265,7 +277,7 @@ def test_masked_leaves_stay_out_of_the_stacks():
         ox.bucketed(ox.scale_by_lion_k()), {"a": True, "b": False, "c": True}
     )
     state = tx.init(params)
-    assert state.inner_state.mu["float32[2]"].stack.shape == (2, 2)
+    assert state.inner_state.mu["float32[2]#0"].stack.shape == (2, 2)
     updates, _ = tx.update(jax.tree.map(lambda p: 5 * p, params), state, params)
     np.testing.assert_array_equal(updates["a"], [1.0, 1.0])
     np.testing.assert_array_equal(updates["b"], [5.0, 5.0])
