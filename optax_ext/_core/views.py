@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import optax
 
 from optax_ext._core import extra_args as names
-from optax_ext._core.checks import check_hyperparam
 from optax_ext._core.trees import computing_dtype, is_hole, naming
 
 
@@ -153,36 +152,6 @@ def _standard_promotion(
             return inner.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def finish(
-    *links: optax.GradientTransformation,
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: Any = None,
-    mask: Any = None,
-    owner: str,
-) -> optax.GradientTransformationExtraArgs:
-    """Make a finished optimizer: links, then decay, then the learning rate.
-
-    Args:
-      *links: directions, un-negated.
-      learning_rate: a number or a schedule.
-      weight_decay: rate of decoupled decay, multiplied by the learning rate; None for
-        an optimizer that has none.
-      mask: which leaves decay, as in `optax.add_decayed_weights`.
-      owner: name of the optimizer, for messages.
-
-    Returns:
-      The chain, in float32 from its first link to its last.
-    """
-    check_hyperparam(owner, low=0.0, learning_rate=learning_rate)
-    check_hyperparam(owner, weight_decay=weight_decay)
-    decay = []
-    if weight_decay is not None:
-        decay = [optax.add_decayed_weights(weight_decay, mask)]
-    return full_precision(
-        optax.chain(*links, *decay, optax.scale_by_learning_rate(learning_rate))
-    )
 
 
 def inject_hyperparams(

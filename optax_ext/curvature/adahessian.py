@@ -10,7 +10,7 @@ import optax
 from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_hyperparam, check_interval, check_rate
 from optax_ext._core.leaves import init_leaves, map_leaves, next_count
-from optax_ext._core.views import finish
+from optax_ext._core.optimizers import finish
 from optax_ext.curvature.estimators import hutchinson_diag
 
 _TITLE = "ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning"

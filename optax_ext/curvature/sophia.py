@@ -15,7 +15,7 @@ import optax
 from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_hyperparam, check_rate
 from optax_ext._core.leaves import init_leaves, map_leaves
-from optax_ext._core.views import finish
+from optax_ext._core.optimizers import finish
 from optax_ext.curvature.estimators import (
     SOPHIA_TITLE,
     ema_hessian_diag,

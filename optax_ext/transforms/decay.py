@@ -9,7 +9,8 @@ import optax
 from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_hyperparam
 from optax_ext._core.leaves import at_step, leafwise
-from optax_ext._core.views import finish
+from optax_ext._core.optimizers import adam_direction, finish
+from optax_ext.transforms.sign import scale_by_lion_k
 
 
 class CautiousDecayState(NamedTuple):
@@ -115,7 +116,7 @@ def adamw_cwd(
       >>> tx = ox.adamw_cwd(3e-4)
     """
     return finish(
-        optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype),
+        adam_direction("adamw_cwd", b1, b2, eps, eps_root, mu_dtype),
         add_cautious_decayed_weights(weight_decay, mask),
         learning_rate=learning_rate,
         owner="adamw_cwd",
@@ -161,7 +162,7 @@ def lion_cwd(
       >>> tx = ox.lion_cwd(1e-4)
     """
     return finish(
-        optax.scale_by_lion(b1, b2, mu_dtype),
+        scale_by_lion_k(b1, b2, mu_dtype=mu_dtype),
         add_cautious_decayed_weights(weight_decay, mask),
         learning_rate=learning_rate,
         owner="lion_cwd",

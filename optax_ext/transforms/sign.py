@@ -17,7 +17,7 @@ import optax
 from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_choice, check_hyperparam, check_rate
 from optax_ext._core.leaves import leafwise
-from optax_ext._core.views import finish
+from optax_ext._core.optimizers import finish
 
 Kernel = Callable[[jax.Array], jax.Array]
 

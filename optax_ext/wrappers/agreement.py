@@ -17,7 +17,8 @@ import optax
 from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_choice, check_hyperparam
 from optax_ext._core.leaves import Rule, map_leaves
-from optax_ext._core.views import finish, full_precision
+from optax_ext._core.optimizers import adam_direction, finish
+from optax_ext._core.views import full_precision
 
 
 def _judged(
@@ -172,7 +173,8 @@ def scale_by_grams(
       >>> import optax, optax_ext as ox
       >>> tx = optax.chain(ox.scale_by_grams(), optax.scale_by_learning_rate(1e-3))
     """
-    return full_precision(grams(optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype)))
+    adam = adam_direction("scale_by_grams", b1, b2, eps, eps_root, mu_dtype)
+    return full_precision(grams(adam))
 
 
 @catalogued(
