@@ -170,7 +170,7 @@ def train(
                 line = _progress_line(job, run.curve, settings.steps)
                 bar.update(task, advance=_training.CHUNK, description=line)
                 evaluated = run.curve.validation_step[-1:] == [run.curve.step]
-                if run.done or evaluated and not console.is_terminal:
+                if run.done or (evaluated and not console.is_terminal):
                     console.print(line, highlight=False)
                 if run.done:
                     break
