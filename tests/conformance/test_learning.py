@@ -1,0 +1,85 @@
+"""Every method makes a quadratic and Rosenbrock's function smaller, by how much."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from tests.conformance.methods import Method, about, each
+from tests.conformance.problem import Inputs, Objective, extra, tree_like
+
+RATES = np.geomspace(1e-4, 1.0, 9)
+STEPS = 400
+
+
+def quadratic(params: Any) -> jax.Array:
+    """Minimum 0 at 1; curvatures from 1 to 100."""
+    flat, _ = ravel_pytree(params)
+    curvatures = jnp.geomspace(1.0, 100.0, flat.size, dtype=flat.dtype)
+    return jnp.sum(curvatures * (flat - 1) ** 2) / 2
+
+
+def rosenbrock(params: Any) -> jax.Array:
+    """Minimum 0 at (1, 1), at the end of a curved valley."""
+    x, y = params["point"]
+    return (1 - x) ** 2 + 100 * (y - x**2) ** 2
+
+
+def exact_curvature(value: Callable[..., jax.Array], params: Any) -> Any:
+    """The diagonal of the Hessian."""
+    flat, unravel = ravel_pytree(params)
+    return unravel(jnp.diagonal(jax.hessian(lambda p: value(unravel(p)))(flat)))
+
+
+def optimizer(method: Method, rate: jax.Array) -> optax.GradientTransformation:
+    """The method without decay, and a learning rate that falls to zero."""
+
+    def schedule(count):
+        return rate * (1 - count.astype(jnp.float32) / STEPS)
+
+    free = {"weight_decay": 0.0} if "weight_decay" in method.parameters() else {}
+    if method.entry.kind == "optimizer":
+        return method.make(learning_rate=schedule, **free)
+    return optax.chain(method.make(**free), optax.scale_by_learning_rate(schedule))
+
+
+@functools.partial(jax.jit, static_argnames=("method", "value"))
+@functools.partial(jax.vmap, in_axes=(None, None, None, 0))
+def final_loss(method, value, start, rate):
+    """The loss after all steps at one learning rate."""
+    tx, objective = optimizer(method, rate), Objective(value)
+
+    def step(carry, _):
+        params, state = carry
+        arrays = objective.arrays(params)
+        arrays["hessian_diag"] = exact_curvature(value, params)
+        given = Inputs(params, arrays)
+        arguments = extra(objective, given, method.needs)
+        updates, state = tx.update(given.grads, state, params, **arguments)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (start, tx.init(start)), length=STEPS)
+    return value(params)
+
+
+@each()
+@pytest.mark.parametrize(
+    ("value", "start", "factor"),
+    [
+        (quadratic, tree_like({"matrix": (4, 3), "vector": (3,)}), 1e3),
+        (rosenbrock, {"point": jnp.array([-1.2, 1.0])}, 10.0),
+    ],
+    ids=["quadratic", "rosenbrock"],
+)
+def test_the_loss_falls_by_a_factor(method, value, start, factor):
+    with about(method, f"{value.__name__}, {STEPS} steps, best of rates {RATES}"):
+        losses = np.asarray(final_loss(method, value, start, jnp.asarray(RATES)))
+        best = np.nanmin(losses)
+        print(f"{method.name}: {value.__name__} fell by {value(start) / best:.3g}")
+        assert best < value(start) / factor, f"losses by rate: {losses}"
