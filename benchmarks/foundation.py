@@ -103,7 +103,8 @@ def compare(ours, theirs, params) -> dict[str, float]:
         carried[i] = jax.block_until_ready(programs[i](*carried[i]))
         return time.perf_counter() - start
 
-    timed(0), timed(1)
+    for i in (0, 1):
+        timed(i)
     ratios, seconds = [], []
     for k in range(_REPEATS.value):
         order = (0, 1) if k % 2 else (1, 0)

@@ -49,4 +49,4 @@ def test_the_worked_example_keeps_float32_moments_for_bfloat16(example):
 def test_the_worked_example_enters_the_catalogue(example):
     entry = catalogue.find("scale_by_my_yogi")
     assert entry.slots == 2
-    assert "*Compared with*: optax.scale_by_yogi" in entry.make.__doc__
+    assert "*Compared with*: optax.scale_by_yogi" in (entry.make.__doc__ or "")
