@@ -138,11 +138,23 @@ def test_injected_adamw_is_finite_on_bfloat16_parameters():
 
 def test_annotations_in_quotes_are_read():
     # Every annotation is a string under `from __future__ import annotations`.
-    def factory(learning_rate: "optax.ScalarOrSchedule", every: "int" = 3):
+    def factory(
+        learning_rate: "optax.ScalarOrSchedule",
+        momentum: "jax.Array | float" = 0.9,
+        every: "int" = 3,
+    ):
         assert every == 3 and isinstance(every, int)
-        return optax.sgd(learning_rate)
+        return optax.sgd(learning_rate, momentum)
 
     tx = ox.inject_hyperparams(factory)(1e-3)
+    assert set(tx.init(ONES).hyperparams) == {"learning_rate", "momentum"}
+
+
+def test_arrays_are_hyper_parameters():
+    def factory(learning_rate: jax.Array):
+        return optax.sgd(learning_rate)
+
+    tx = ox.inject_hyperparams(factory)(jnp.asarray(1e-3))
     assert set(tx.init(ONES).hyperparams) == {"learning_rate"}
 
 

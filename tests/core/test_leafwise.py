@@ -15,7 +15,8 @@ import pytest
 
 import optax_ext as ox
 from optax_ext import leafwise
-from optax_ext._core.leaves import computing_dtype, map_leaves
+from optax_ext._core.leaves import map_leaves
+from optax_ext._core.trees import computing_dtype
 
 
 class AdamState(NamedTuple):

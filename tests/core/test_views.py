@@ -1,4 +1,4 @@
-"""`viewed`, `full_precision` and `finish`: links that see other parameters."""
+"""`viewed` and `full_precision`: links that see other parameters."""
 
 # optax's types let a tree be a bare number, which has no index and no fields.
 # pyright: reportIndexIssue=false, reportAttributeAccessIssue=false
@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import optax_ext as ox
-from optax_ext._core.views import finish, viewed
+from optax_ext._core.views import viewed
 
 BF16 = jnp.bfloat16
 
@@ -291,41 +291,3 @@ def test_a_view_translates_what_functions_of_params_see():
     assert values["value"] == 12.5
     np.testing.assert_array_equal(values["gradient"]["w"], [1.5, 2.0])  # chain rule
     np.testing.assert_array_equal(values["grad_fn"]["w"], [6.0, 8.0])  # a tree: to()
-
-
-# finish -------------------------------------------------------------------------------
-
-
-def test_finish_is_direction_then_decay_then_learning_rate():
-    tx = finish(
-        optax.scale(3.0), learning_rate=0.1, weight_decay=0.5, owner="something"
-    )
-    p, g = jnp.array([2.0]), jnp.array([1.0])
-    updates, _ = tx.update(g, tx.init(p), p)
-    np.testing.assert_allclose(updates, [-0.1 * (3.0 + 0.5 * 2.0)], rtol=3e-7)
-
-
-def test_finish_without_decay_needs_no_params():
-    tx = finish(optax.scale(3.0), learning_rate=0.1, owner="something")
-    updates, _ = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
-    np.testing.assert_allclose(updates, [-0.3], rtol=3e-7)
-
-
-def test_finish_names_the_optimizer_in_its_errors():
-    with pytest.raises(ValueError, match="something: learning_rate must lie in"):
-        finish(optax.scale(3.0), learning_rate=-0.1, owner="something")
-    with pytest.raises(TypeError, match="something: weight_decay must be a number"):
-        finish(optax.scale(3.0), learning_rate=0.1, weight_decay="a", owner="something")
-
-
-def test_finish_masks_the_decay_only():
-    tx = finish(
-        optax.identity(),
-        learning_rate=1.0,
-        weight_decay=1.0,
-        mask={"w": True, "b": False},
-        owner="something",
-    )
-    p = {"w": jnp.ones(1), "b": jnp.ones(1)}
-    updates, _ = tx.update(p, tx.init(p), p)
-    assert (float(updates["w"][0]), float(updates["b"][0])) == (-2.0, -1.0)
