@@ -189,6 +189,8 @@ def scale_by_sophia(
 def sophia_win_rate(state: optax.OptState) -> jax.Array:
     """Fraction of entries that Sophia's clip left alone at the last step.
 
+    Entries whose momentum is zero count as left alone.
+
     Args:
       state: any optimizer state that holds one `SophiaState`.
 
