@@ -292,10 +292,10 @@ def test_two_rewards_have_the_advantages_worked_out_by_hand(x64, ddof, std):
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_equal_rewards_have_advantage_exactly_zero(scale):
-    # In float32 the mean of seven times 21.7 is not 21.7.
-    rewards = jnp.full((2, 7), 21.7).at[1].set(-3.3)
+    # In float32 the mean of 24 times 21.7 is not 21.7, and 1/eps would make it 0.04.
+    rewards = jnp.full((2, 24), 21.7).at[1].set(0.1)
     got = ox.losses.group_relative_advantages(rewards, scale=scale)
-    np.testing.assert_array_equal(got, jnp.zeros((2, 7)))
+    np.testing.assert_array_equal(got, jnp.zeros((2, 24)))
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
@@ -303,6 +303,15 @@ def test_equal_rewards_have_advantage_exactly_zero(scale):
 def test_group_of_one_has_advantage_zero(scale, shape):
     got = ox.losses.group_relative_advantages(jnp.full(shape, 2.5), scale=scale)
     np.testing.assert_array_equal(got, jnp.zeros(shape))
+
+
+def test_batch_scale_counts_all_rewards_not_those_of_a_group(x64):
+    rewards = np.random.default_rng(11).normal(size=(4, 2))
+    got = ox.losses.group_relative_advantages(
+        jnp.asarray(rewards), scale="batch", ddof=2
+    )
+    want = reference_advantages(rewards, scale="batch", ddof=2)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
 def test_advantages_are_detached_float32_and_the_same_under_jit_and_vmap():
