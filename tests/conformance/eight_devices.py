@@ -9,7 +9,7 @@ import traceback
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.conformance.methods import (
     ALL_KINDS,
@@ -34,8 +34,9 @@ def main() -> None:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     params = tree_like({name: shape for name, (shape, _) in SPECS.items()})
+    params = jax.tree.map(lambda p: p / 16, params)  # so that softmax is not saturated
     problem, alone = record(params)
-    mesh = jax.make_mesh((8,), ("devices",))
+    mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
     placed = {n: NamedSharding(mesh, spec) for n, (_, spec) in SPECS.items()}
 
     def place(tree):
@@ -72,7 +73,7 @@ def check(method: Method, problem, alone, sharded) -> None:
         if want is not None and not leaf.sharding.is_equivalent_to(want, leaf.ndim):
             where = jax.tree_util.keystr(path)
             raise AssertionError(f"state{where} has sharding {leaf.sharding}")
-    # Sums over devices are in another order: a few roundings of float32.
+    # Sums over devices are in another order: some tens of roundings of float32.
     got = [jax.tree.map(np.asarray, updates) for updates in many.updates]
     assert_close(got, one.updates, rtol=1e-5)
 

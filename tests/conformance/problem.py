@@ -126,7 +126,9 @@ class Softmax(Objective):
         return {**super().functions(params), "logits_fn": logits_fn}
 
     def arrays(self, params: Any) -> dict[str, Any]:
-        each = jax.jacrev(self.losses)(params)
+        each = jax.vmap(lambda row: jax.grad(lambda p: self.losses(p)[row])(params))(
+            jnp.arange(BATCH)
+        )
         squares = jax.tree.map(lambda g: jnp.mean(g**2, axis=0), each)
         return {
             **super().arrays(params),

@@ -15,7 +15,7 @@ from tests.conformance.methods import Method, about, each
 from tests.conformance.problem import Inputs, Objective, extra, tree_like
 
 RATES = np.geomspace(1e-4, 1.0, 9)
-STEPS = 400
+STEPS = 1000
 
 
 def quadratic(params: Any) -> jax.Array:
@@ -46,7 +46,9 @@ def optimizer(method: Method, rate: jax.Array) -> optax.GradientTransformation:
     free = {"weight_decay": 0.0} if "weight_decay" in method.parameters() else {}
     if method.entry.kind == "optimizer":
         return method.make(learning_rate=schedule, **free)
-    return optax.chain(method.make(**free), optax.scale_by_learning_rate(schedule))
+    # Curvature links ask for a clip behind them.
+    clip, descend = optax.clip(1.0), optax.scale_by_learning_rate(schedule)
+    return optax.chain(method.make(**free), clip, descend)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "value"))
@@ -72,14 +74,15 @@ def final_loss(method, value, start, rate):
 @pytest.mark.parametrize(
     ("value", "start", "factor"),
     [
-        (quadratic, tree_like({"matrix": (4, 3), "vector": (3,)}), 1e3),
+        (quadratic, tree_like({"matrix": (4, 3), "vector": (3,)}), 1e5),
         (rosenbrock, {"point": jnp.array([-1.2, 1.0])}, 10.0),
     ],
     ids=["quadratic", "rosenbrock"],
 )
 def test_the_loss_falls_by_a_factor(method, value, start, factor):
+    if "logits_fn" in method.needs:  # these functions have no logits
+        method = method.lightened()
     with about(method, f"{value.__name__}, {STEPS} steps, best of rates {RATES}"):
         losses = np.asarray(final_loss(method, value, start, jnp.asarray(RATES)))
         best = np.nanmin(losses)
-        print(f"{method.name}: {value.__name__} fell by {value(start) / best:.3g}")
         assert best < value(start) / factor, f"losses by rate: {losses}"
