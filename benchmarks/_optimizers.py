@@ -82,7 +82,7 @@ def _flagship(learning_rate: optax.Schedule) -> optax.GradientTransformation:
                 optax.clip(1.0),
             )
         ),
-        ox.add_cautious_decayed_weights(1.0),
+        ox.add_cautious_decayed_weights(1.0),  # as the other sign methods here
         optax.scale_by_learning_rate(learning_rate),
     )
 

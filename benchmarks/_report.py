@@ -19,11 +19,7 @@ _PACKAGES = ("optax_ext", "jax", "jaxlib", "optax", "flax", "numpy")
 
 
 def environment() -> dict[str, Any]:
-    """Versions and device of this process, for the head of a results file.
-
-    ``load_average`` is that of the minute before, so that a timing taken on a busy
-    machine can be told from one taken on an idle one.
-    """
+    """Versions and device of this process, for the head of a results file."""
     device = jax.devices()[0]
     return {
         "versions": {
@@ -39,9 +35,14 @@ def environment() -> dict[str, Any]:
             if hasattr(os, "sched_getaffinity")
             else os.cpu_count(),
             "system": platform.platform(),
-            "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+            "load_average": load_average(),
         },
     }
+
+
+def load_average() -> float | None:
+    """Processes that wanted a core in the last minute: was the machine busy?"""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -199,6 +199,7 @@ def _record(job: Job, run: _training.Run) -> dict[str, Any]:
         "compile_seconds": run.trainer.compile_seconds,
         "state_bytes_per_parameter": run.trainer.state_bytes,
         "parameters": run.trainer.parameters,
+        "load_average": _report.load_average(),
         "params_sha256": run.params_sha256(),
         "curve": dataclasses.asdict(run.curve),
     }
