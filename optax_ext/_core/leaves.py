@@ -143,15 +143,10 @@ def init_leaves(init: Callable[[Any], tuple[Any, ...]], params: Any, n: int) -> 
     def of_leaf(leaf):
         if is_hole(leaf):
             return (leaf,) * n
-        if isinstance(leaf, Bucket):
-            slots = (
-                jax.vmap(of_leaf)(leaf.stack)
-                if _concrete(leaf.stack)
-                else (jax.eval_shape(jax.vmap(of_leaf), leaf.stack))
-            )
-            return tuple(map(Bucket, slots))
-        if not _concrete(leaf):
+        if isinstance(jax.tree.leaves(leaf)[0], jax.ShapeDtypeStruct):
             return jax.eval_shape(of_leaf, leaf)
+        if isinstance(leaf, Bucket):
+            return tuple(map(Bucket, jax.vmap(of_leaf)(leaf.stack)))
         seen = leaf.astype(computing_dtype(leaf))
         buffers, slots = [leaf, seen], []
         for slot in init(seen):
@@ -165,10 +160,6 @@ def init_leaves(init: Callable[[Any], tuple[Any, ...]], params: Any, n: int) -> 
         with naming(owner_of(init), lambda i=i: leaf_path(params, i)):
             per_leaf.append(of_leaf(leaf))
     return [treedef.unflatten([slots[i] for slots in per_leaf]) for i in range(n)]
-
-
-def _concrete(leaf: Any) -> bool:
-    return not isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def leafwise(

@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from optax_ext._core.checks import check_hyperparam, check_rate
+from optax_ext._core.checks import check_hyperparam, check_params, check_rate
 from optax_ext._core.views import full_precision
 
 
@@ -51,6 +51,13 @@ def finish(
     decay = []
     if weight_decay is not None:
         decay = [optax.add_decayed_weights(weight_decay, mask)]
-    return full_precision(
+    tx = full_precision(
         optax.chain(*links, *decay, optax.scale_by_learning_rate(learning_rate))
     )
+
+    def update(updates, state, params=None, **extra):
+        if decay:
+            check_params(owner, params)
+        return tx.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)

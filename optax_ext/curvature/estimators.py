@@ -215,7 +215,7 @@ def gauss_newton_bartlett_diag(
     title=SOPHIA_TITLE,
     arxiv="2305.14342",
     kind="estimator",
-    needs=("params", "hessian_diag"),
+    needs=("hessian_diag",),
     slots=0,
     variant="the caller's estimate, unchanged.",
     compared="goldens sophia, adahessian",

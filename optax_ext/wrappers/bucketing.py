@@ -73,7 +73,8 @@ def bucketed(
 
     The numbers are those of `inner`. The rule is traced and compiled once a stack, not
     once a leaf; at run time the stacks are copied once in and once out. It pays for
-    many small leaves and for matrix rules, not for a few large leaves.
+    many small leaves and for matrix rules, not for a few large leaves. Call `init` for
+    parameters on a mesh with explicit axes inside ``jax.set_mesh(mesh)``.
 
     Args:
       inner: a link of this package, or one that acts entry by entry or on the whole
