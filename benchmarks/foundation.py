@@ -137,7 +137,7 @@ def second_moment(tx) -> float:
 def main(argv):
     """Measure, print, keep."""
     del argv
-    results = {"environment": _report.environment(), "rows": {}}
+    results = {**_report.environment(), "rows": {}}
     rows = results["rows"]
     for where, params in trees().items():
         rows[f"leafwise Adam / optax.scale_by_adam, {where}"] = compare(

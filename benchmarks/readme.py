@@ -57,17 +57,14 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _environment(results: dict[str, Any]) -> str:
-    versions, device = (
-        results["environment"]["versions"],
-        results["environment"]["device"],
-    )
+    versions, device = results["versions"], results["device"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     return f"{device['processor']}, {device['cores']} cores; {packages}."
 
 
 def _quickstart(results: dict[str, Any]) -> str:
     rows = []
-    for row in results["summary"]["table"]:
+    for row in results["table"]:
         loss = row["final_validation_loss"]
         steps, seconds = row["steps_to_adamw"], row["seconds_to_adamw"]
         rows.append(
@@ -92,10 +89,11 @@ def _quickstart(results: dict[str, Any]) -> str:
         "compile s",
         "state bytes a parameter",
     )
-    flags = results["flags"]
+    settings, minutes = results["settings"], results["wall_seconds"] / 60
     head = (
-        f"`python -m benchmarks.quickstart --seeds={flags['seeds']}`, "
-        f"{flags['steps']} steps each. {_environment(results)}"
+        f"`python -m benchmarks.quickstart --seeds={settings['seeds']}`, "
+        f"{settings['steps']} steps each, {minutes:.0f} minutes in all. "
+        f"{_environment(results)}"
     )
     return f"{head}\n\n{_markdown(columns, rows)}"
 
