@@ -127,7 +127,7 @@ def about(method: Method, given: str) -> Iterator[None]:
 class Run:
     """A link, jitted or not, over recorded inputs."""
 
-    tx: optax.GradientTransformationExtraArgs
+    tx: optax.GradientTransformation
     problem: Objective
     needs: tuple[str, ...]
     jit: bool = True
@@ -141,7 +141,8 @@ class Run:
     def apply(self, state: Any, inputs: Inputs, **unknown: Any) -> tuple[Any, Any]:
         self.traces += 1
         arguments = {**extra(self.problem, inputs, self.needs), **unknown}
-        return self.tx.update(inputs.grads, state, inputs.params, **arguments)
+        update = optax.with_extra_args_support(self.tx).update
+        return update(inputs.grads, state, inputs.params, **arguments)
 
     def over(self, sequence: Sequence[Inputs], state: Any = None) -> "Run":
         """Take one step an input, and keep what comes out."""

@@ -79,7 +79,7 @@ def test_partition_leaves_other_labels_alone(method):
     method = method.lightened()
     problem, (inputs, *_) = recorded()
     labels = jax.tree.map(lambda keep: "train" if keep else "freeze", VISIBLE)
-    rules = {"train": method.make(), "freeze": optax.set_to_zero()}
+    rules: dict[Any, Any] = {"train": method.make(), "freeze": optax.set_to_zero()}
     with about(method, f"optax.partition with {labels}"):
         tx = optax.partition(rules, labels)
         run = Run(tx, problem, method.needs).over([inputs] * STEPS)
@@ -94,7 +94,8 @@ def test_multi_steps_takes_one_step_of_the_mean_gradient(method):
     method = method.lightened()
     problem, inputs = recorded()
     accumulated = optax.MultiSteps(method.make(), every_k_schedule=2)
-    tx = optax.GradientTransformationExtraArgs(accumulated.init, accumulated.update)
+    update: Any = accumulated.update
+    tx = optax.GradientTransformationExtraArgs(accumulated.init, update)
     first, second, _ = inputs
     mean = jax.tree.map(lambda a, b: a + (b - a) / 2, first.grads, second.grads)
     both = second._replace(arrays={**second.arrays, "grad": mean})

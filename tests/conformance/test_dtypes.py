@@ -1,15 +1,20 @@
 """Dtypes: strict promotion, float32 moments, float64 that stays float64."""
 
+import functools
+from collections.abc import Iterator
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend import core as jex
+from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 
 from tests.conformance.methods import ALL_KINDS, Method, Run, about, each
 from tests.conformance.problem import record, recorded, tree_like
 
 
+@functools.cache
 def abstract_step(method: Method, dtype: str):
     """Inputs, state, updates and next state of one step, as shapes and dtypes."""
     problem, (inputs, *_) = recorded(dtype)
@@ -60,19 +65,24 @@ def test_float64_leaves_are_computed_in_float64(method):
         problem, (inputs,) = record(tree_like({"w": (4, 3), "b": (3,)}, "float64"), 1)
         run = Run(method.make(), problem, method.needs, jit=False)
         program = jax.make_jaxpr(run.apply)(run.tx.init(inputs.params), inputs)
-        narrow = {
-            f"{equation.primitive} of {variable.aval.dtype}"
-            for equation, variable in _results(program.jaxpr)
-            if jnp.issubdtype(variable.aval.dtype, jnp.inexact)
-            and jnp.finfo(variable.aval.dtype).bits < 64
-        }
+        narrow = narrow_arithmetic(program)
         assert not narrow, f"narrow arithmetic: {sorted(narrow)}"
 
 
-def _results(jaxpr):
+def narrow_arithmetic(program: ClosedJaxpr) -> set[str]:
+    """The equations of a program that compute floats below float64."""
+    return {
+        f"{equation.primitive} of {variable.aval.dtype}"
+        for equation, variable in _results(program.jaxpr)
+        if jnp.issubdtype(variable.aval.dtype, jnp.inexact)
+        and jnp.finfo(variable.aval.dtype).bits < 64
+    }
+
+
+def _results(jaxpr: Any) -> Iterator[tuple[Any, Any]]:
     """All variables that the equations of a program and of its parts compute."""
     for equation in jaxpr.eqns:
         for variable in equation.outvars:
             yield equation, variable
-        for part in jex.jaxprs_in_params(equation.params):
+        for part in jaxprs_in_params(equation.params):
             yield from _results(part)

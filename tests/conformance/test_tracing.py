@@ -1,5 +1,7 @@
 """Tracing: one program for all steps, the same numbers with and without it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -110,7 +112,7 @@ def test_16_bit_hyperparameters_are_refused_with_the_way_out(method, dtype):
     params = recorded(dtype)[1][0].params
     static = set(method.parameters()) - set(method.floats())
 
-    def init(**options):
+    def init(**options) -> Any:
         inject = optax.inject_hyperparams(method.entry.make, static, **options)
         return inject(**method.arguments).init(params)
 
