@@ -103,9 +103,11 @@ def _apply(rule: Rule, leaf: Any, slots: tuple[Any, ...], others: list[Any]) -> 
             [o.stack if isinstance(o, Bucket) else o for o in others],
         )
         return Bucket(out), tuple(map(Bucket, kept))
-    if is_hole(leaf) or leaf.size == 0:
+    if is_hole(leaf):
         return leaf, slots
     dtype = computing_dtype(leaf, *jax.tree.leaves(others))
+    if leaf.size == 0:
+        return leaf, slots
     wide = jax.tree.map(lambda x: _cast(x, dtype), (slots, others))
     try:
         out, kept = rule(leaf.astype(dtype), wide[0], *wide[1])
@@ -147,7 +149,8 @@ def init_leaves(init: Callable[[Any], tuple[Any, ...]], params: Any, n: int) -> 
             return jax.eval_shape(of_leaf, leaf)
         if isinstance(leaf, Bucket):
             return tuple(map(Bucket, jax.vmap(of_leaf)(leaf.stack)))
-        seen = leaf.astype(computing_dtype(leaf))
+        dtype = computing_dtype(leaf)
+        seen = leaf.astype(dtype)
         buffers, slots = [leaf, seen], []
         for slot in init(seen):
             slots.append(jnp.array(slot) if any(slot is b for b in buffers) else slot)

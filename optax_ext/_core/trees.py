@@ -21,8 +21,10 @@ def computing_dtype(*leaves: Any) -> np.dtype:
     """The dtype in which a rule sees leaves: the widest of them, float32 at least.
 
     Raises:
-      TypeError: if the first leaf is not of a floating or complex type.
+      TypeError: if the first leaf is not an array of a floating or complex type.
     """
+    if not hasattr(leaves[0], "dtype"):
+        raise TypeError(f"a leaf must be an array, got {type(leaves[0]).__name__}")
     if not jnp.issubdtype(leaves[0].dtype, jnp.inexact):
         raise TypeError(
             f"a leaf of dtype {leaves[0].dtype} cannot be trained: hide it from the "
