@@ -158,6 +158,14 @@ def test_arrays_are_hyper_parameters():
     assert set(tx.init(ONES).hyperparams) == {"learning_rate"}
 
 
+@pytest.mark.parametrize("factory", [ox.scale_by_lion_k, ox.scale_by_sophia])
+def test_links_take_float32_hyper_parameters_on_float64_leaves(factory, x64):
+    tx = ox.inject_hyperparams(factory)(b1=0.5)
+    x = jnp.ones(2, jnp.float64)
+    updates, _ = tx.update(x, tx.init(x), x, value_fn=lambda x: jnp.sum(x**2))
+    assert updates.dtype == jnp.float64
+
+
 def test_arguments_without_annotation_are_treated_as_optax_does():
     def factory(learning_rate, momentum=0.9):
         return optax.sgd(learning_rate, momentum)

@@ -29,6 +29,21 @@ def test_an_integer_parameter_is_a_type_error_that_names_the_leaf(tx):
         tx.init({"a": {"ids": jnp.ones(2, jnp.int32), "w": jnp.ones(2)}})
 
 
+@pytest.mark.parametrize(
+    "tx", [ox.scale_by_lion_k(), ox.lion_k(0.1)], ids=["link", "finished optimizer"]
+)
+def test_a_leaf_that_is_no_array_is_a_type_error_that_names_it(tx):
+    with pytest.raises(
+        TypeError, match=r"leaf \['a'\]: a leaf must be an array, got fl"
+    ):
+        tx.init({"a": 1.0})
+    state = tx.init({"a": jnp.asarray(1.0)})
+    with pytest.raises(
+        TypeError, match=r"leaf \['a'\]: a leaf must be an array, got fl"
+    ):
+        tx.update({"a": 1.0}, state, {"a": jnp.asarray(1.0)})
+
+
 def test_a_gradient_leaf_without_state_is_named():
     tx = ox.scale_by_lion_k()
     state = tx.init({"a": jnp.ones(2)})
