@@ -146,9 +146,10 @@ def make_train_step(
             return on_tree(carrier, *args)
         graph, params, rest = nnx.split(carrier, nnx.Param, ...)
         if per_example_grads and jax.tree.leaves(rest):
+            others = [".".join(map(str, p)) for p, _ in nnx.to_flat_state(rest)]
             raise ValueError(
                 "make_train_step: per_example_grads=True needs an nnx model whose only "
-                f"variables are parameters, got others: {list(rest.flat_state())}"
+                f"variables are parameters, got others: {', '.join(others)}"
             )
         params, rest, opt_state, metrics = on_nnx(graph, params, rest, *args)
         nnx.update(carrier, params, rest)
