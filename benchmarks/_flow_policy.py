@@ -97,6 +97,7 @@ def pretrain(key: jax.Array, steps: int) -> Params:
     return params
 
 
+@jax.jit
 def perturb(params: Params, key: jax.Array, scale: float) -> Params:
     """Parameters with N(0, scale^2) added to every one."""
     noise = optax.tree.random_like(key, params, jax.random.normal)
@@ -131,6 +132,12 @@ def rollout(params: Params, key: jax.Array, count: int) -> Trajectories:
     inputs, samples, means, log_probs, std_devs = stored
     inputs, samples, means = (jnp.swapaxes(x, 0, 1) for x in (inputs, samples, means))
     return Trajectories(inputs, samples, means, log_probs.T, std_devs)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def final_samples(params: Params, key: jax.Array, count: int) -> jax.Array:
+    """What the policy draws in the end, [count, 2]."""
+    return rollout(params, key, count).samples[:, -1]
 
 
 def step_means(params: Params, inputs: jax.Array) -> jax.Array:
@@ -296,7 +303,7 @@ def fine_tune(
         return (optax.apply_updates(params, updates), state), statistics
 
     def evaluate(params, key):
-        samples = rollout(params, key, held_out).samples[:, -1]
+        samples = final_samples(params, key, held_out)
         return {name: metric(samples).mean() for name, metric in METRICS.items()}
 
     def iteration(carry, key):

@@ -81,8 +81,7 @@ def run_seed(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         for name, m in moments.items()
     }
     clouds = {
-        name: np.asarray(fp.rollout(p, draw, 200).samples[:, -1])
-        for name, p in final.items()
+        name: np.asarray(fp.final_samples(p, draw, 200)) for name, p in final.items()
     }
     seconds = time.perf_counter() - started
     return {"law": law, "training": training, "clouds": clouds, "seconds": seconds}
