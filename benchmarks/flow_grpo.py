@@ -1,6 +1,6 @@
 r"""Importance ratios of a denoising policy: Flow-GRPO's plain clip against GRPO-Guard.
 
-    python -m benchmarks.flow_grpo                 # ten seeds, minutes on two cores
+    python -m benchmarks.flow_grpo                 # ten seeds, about a minute
     python -m benchmarks.flow_grpo --short         # seconds: does everything work?
 
 A small flow-matching model of four Gaussians in the plane is (A) perturbed, to measure
