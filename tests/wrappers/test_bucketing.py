@@ -24,8 +24,13 @@ SHAPES = {
     "shift": (),
     "empty": (0, 3),
 }
-KEYS = {"float32[3, 4]#0": 3, "float32[4]#0": 3, "float32[4, 2]#0": 1, "float32[]#0": 2}
-KEYS["float32[0, 3]#0"] = 1
+KEYS = {
+    "float32[3, 4]#0": 3,
+    "float32[4]#0": 3,
+    "float32[4, 2]#0": 1,
+    "float32[]#0": 2,
+    "float32[0, 3]#0": 1,
+}
 
 
 def random_tree(seed, shapes: Any = None, dtype=jnp.float32):
