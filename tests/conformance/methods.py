@@ -52,6 +52,10 @@ class Method:
             return self.entry.needs
         return ("params", "hessian_diag")
 
+    def is_random(self) -> bool:
+        """Whether the method itself draws random numbers."""
+        return "key" in self.parameters()
+
     def lightened(self) -> "Method":
         """The method with curvature from outside, if it has any."""
         return Method(self.entry, light="estimator" in self.parameters())
@@ -180,7 +184,9 @@ def assert_close(got: Any, want: Any, rtol: float) -> None:
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         atol = rtol * np.max(np.abs(b), initial=0.0)
         where = jax.tree_util.keystr(path)
-        np.testing.assert_allclose(a, b, rtol, atol, err_msg=f"leaf {where}")
+        np.testing.assert_allclose(
+            a, b, rtol, atol, equal_nan=False, err_msg=f"leaf {where}"
+        )
 
     jax.tree_util.tree_map_with_path(check, got, want)
 

@@ -1,5 +1,9 @@
 """States: abstract, donated, saved, restored, and as large as the catalogue says."""
 
+import functools
+import pathlib
+import tempfile
+
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -79,25 +83,24 @@ def test_flax_serialization_resumes_bit_equal(method):
         assert_resumes(method, jax.tree.map(jnp.asarray, restored))
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """One Orbax checkpoint of the states of all methods after two steps."""
-    path = tmp_path_factory.mktemp("orbax") / "states"
-    states = {m.name: standard_run(m).states[1] for m in methods(*ALL_KINDS)}
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, states)
-        checkpointer.wait_until_finished()
-        fresh = {
-            m.name: jax.eval_shape(m.make().init, recorded()[1][0].params)
-            for m in methods(*ALL_KINDS)
-        }
-        return checkpointer.restore(path, fresh)
+@functools.cache
+def restored_states():
+    """The states of all methods after two steps, from one Orbax checkpoint."""
+    every = methods(*ALL_KINDS)
+    states = {m.name: standard_run(m).states[1] for m in every}
+    params = recorded()[1][0].params
+    fresh = {m.name: jax.eval_shape(m.make().init, params) for m in every}
+    with tempfile.TemporaryDirectory() as folder:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(pathlib.Path(folder) / "states", states)
+            checkpointer.wait_until_finished()
+            return checkpointer.restore(pathlib.Path(folder) / "states", fresh)
 
 
 @each(*ALL_KINDS)
-def test_an_orbax_checkpoint_resumes_bit_equal(method, checkpoint):
+def test_an_orbax_checkpoint_resumes_bit_equal(method):
     with about(method, "an Orbax checkpoint after two steps"):
-        assert_resumes(method, checkpoint[method.name])
+        assert_resumes(method, restored_states()[method.name])
 
 
 @each("link", "optimizer", "estimator")
