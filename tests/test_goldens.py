@@ -358,6 +358,8 @@ def corrupted(golden: Golden, prefix: str) -> Golden:
         ("first_order/cautious_adamw", "p/"),
         ("curvature/sophia", "p/"),
         ("curvature/gnb_diag", "out/expected_diag"),
+        ("losses_policy/ppo_clip", "out/loss"),
+        ("losses_policy/ppo_clip", "out/grad"),
     ],
 )
 def test_one_entry_that_is_off_by_a_millionth_fails(file, prefix):
