@@ -27,10 +27,10 @@ class _Buckets:
 
     def __init__(self, params: Any):
         self._like = params
-        leaves, _, self._treedef = flatten_like(params)
+        self._leaves, _, self._treedef = flatten_like(params)
         self._places: dict[str, list[int]] = {}
         seen: dict[str, int] = {}
-        for i, leaf in enumerate(leaves):
+        for i, leaf in enumerate(self._leaves):
             if isinstance(leaf, Bucket):
                 raise ValueError("bucketed: the leaves are in buckets already")
             if not is_hole(leaf):
@@ -52,7 +52,7 @@ class _Buckets:
         }
 
     def back(self, tree: dict[str, Bucket]) -> Any:
-        leaves = list(flatten_like(self._like)[0])
+        leaves = list(self._leaves)
         for key, places in self._places.items():
             for row, i in enumerate(places):
                 leaves[i] = tree[key].stack[row]
