@@ -16,6 +16,7 @@ KINDS = (
     "link",  # scale_by_*, add_*: one step of a chain
     "wrapper",  # takes `inner` first
     "optimizer",  # a finished optimizer: takes learning_rate first
+    "aggregator",  # takes gradients of single examples and emits their mean
     "estimator",  # estimates curvature for the links that use it
     "loss",
     "weighting",

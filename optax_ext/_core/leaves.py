@@ -71,6 +71,7 @@ def map_leaves(
       updates: tree of arrays; decides which leaves there are.
       slots: trees of state, like `updates` with any array at a leaf.
       others: further trees like `updates` (params, gradients, curvature), or None.
+        A rule sees leaves that are no arrays (the booleans of a mask) as they are.
       owner: name of the method, for messages; None takes that of the rule.
 
     Returns:
@@ -97,15 +98,19 @@ def map_leaves(
 def _apply(rule: Rule, leaf: Any, slots: tuple[Any, ...], others: list[Any]) -> Any:
     """The rule on one leaf, one bucket, or nothing on a hole."""
     if isinstance(leaf, Bucket):
-        out, kept = jax.vmap(lambda u, s, o: _apply(rule, u, s, o))(
-            leaf.stack,
-            tuple(s.stack for s in slots),
-            [o.stack if isinstance(o, Bucket) else o for o in others],
-        )
+        stacks = [o.stack for o in others if isinstance(o, Bucket)]
+
+        def of_row(u, s, rows):
+            rows = iter(rows)
+            each = [next(rows) if isinstance(o, Bucket) else o for o in others]
+            return _apply(rule, u, s, each)
+
+        out, kept = jax.vmap(of_row)(leaf.stack, tuple(s.stack for s in slots), stacks)
         return Bucket(out), tuple(map(Bucket, kept))
     if is_hole(leaf):
         return leaf, slots
-    dtype = computing_dtype(leaf, *jax.tree.leaves(others))
+    arrays = [x for x in jax.tree.leaves(others) if hasattr(x, "dtype")]
+    dtype = computing_dtype(leaf, *arrays)
     if leaf.size == 0:
         return leaf, slots
     wide = jax.tree.map(lambda x: _cast(x, dtype), (slots, others))
@@ -114,7 +119,7 @@ def _apply(rule: Rule, leaf: Any, slots: tuple[Any, ...], others: list[Any]) -> 
     except (TypeError, ValueError) as error:
         if type(error) not in (TypeError, ValueError):
             raise
-        shapes = [x.shape for x in jax.tree.leaves((slots, others))]
+        shapes = [x.shape for x in jax.tree.leaves((slots, arrays))]
         raise ValueError(
             f"a gradient of shape {leaf.shape} met state and parameters of shapes "
             f"{shapes}: {error}"
@@ -131,8 +136,9 @@ def _apply(rule: Rule, leaf: Any, slots: tuple[Any, ...], others: list[Any]) -> 
     )
 
 
-def _cast(x: jax.Array, dtype: Any) -> jax.Array:
-    return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+def _cast(x: Any, dtype: Any) -> Any:
+    is_float = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
+    return x.astype(dtype) if is_float else x
 
 
 def init_leaves(init: Callable[[Any], tuple[Any, ...]], params: Any, n: int) -> Any:

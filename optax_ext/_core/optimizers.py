@@ -26,6 +26,17 @@ def adam_direction(
     return optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype)
 
 
+def with_raw_gradient(
+    inner: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """Hand `inner` its incoming updates as the extra argument ``grad`` too."""
+
+    def update(updates, state, params=None, **extra):
+        return inner.update(updates, state, params, **{**extra, "grad": updates})
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
 def finish(
     *links: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,

@@ -47,6 +47,31 @@ def is_unit(leaf: Any) -> bool:
     return is_hole(leaf) or isinstance(leaf, Bucket)
 
 
+def treated(mask: Any, params: Any) -> Any:
+    """Which leaves a method treats, as a tree of Python booleans.
+
+    Args:
+      mask: tree of booleans (a prefix of `params` will do), a function of params that
+        returns one, or None for the leaves of rank 2 and more.
+      params: tree that decides which leaves there are.
+    """
+    if mask is None:
+
+        def is_matrix(leaf):
+            rank = leaf.stack.ndim - 1 if isinstance(leaf, Bucket) else leaf.ndim
+            return rank >= 2
+
+        return jax.tree.map(
+            lambda x: False if is_hole(x) else is_matrix(x), params, is_leaf=is_unit
+        )
+    mask = mask(params) if callable(mask) else mask
+    return jax.tree.map(
+        lambda keep, tree: jax.tree.map(lambda _: keep, tree, is_leaf=is_unit),
+        mask,
+        params,
+    )
+
+
 def flatten_like(updates: Any, *trees: Any, owner: str = "update") -> Any:
     """Leaves of `updates`, of each tree at the same places, and the tree definition.
 
