@@ -119,6 +119,7 @@ def public_names() -> dict[str, Any]:
                 names.setdefault(name, value)
             elif value.__name__.startswith("optax_ext.") and value not in spaces:
                 spaces.append(value)
+    names |= adapters.DEFINITIONS
     return {**names, "ox": ox, "optax": optax, "jax": jax, "jnp": jnp, "np": np}
 
 
@@ -195,7 +196,7 @@ def recorded_steps(golden: Golden, params: Any) -> Iterator[tuple[Any, dict[str,
     """Gradients (none where they are to be computed) and extra arguments by step.
 
     An extra argument is a series if its leading axis is that of the steps, else it is
-    the same at every step.
+    the same at every step. Leaves that a tree like the parameters lacks are None.
     """
     recorded, call = golden.tree("g"), golden.meta["call"]
     steps = len(next(iter(golden.flat("p").values())))
@@ -206,6 +207,8 @@ def recorded_steps(golden: Golden, params: Any) -> Iterator[tuple[Any, dict[str,
             continue
         leading = {leaf.shape[:1] for leaf in jax.tree.leaves(tree)}
         once = jax.tree.map(jnp.shape, tree) == shapes or leading != {(steps,)}
+        if isinstance(tree, dict) and tree.keys() < params.keys():
+            tree = {key: tree.get(key) for key in params}
         (constants if once else series)[name] = tree
     for t in range(steps):
         now = jax.tree.map(lambda leaf, t=t: leaf[t], (recorded, series))

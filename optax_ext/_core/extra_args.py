@@ -24,6 +24,20 @@ FUNCTIONS = ("value_fn", "obj_fn", "logits_fn", "aux_value_fn", "proxy_value_fn"
 TREE_FUNCTIONS = ("grad_fn",)
 """Functions of params that return a tree like params."""
 
+VALUES = (
+    "value",
+    "error_mass",
+    "sampled_labels",
+    "bases",
+    "inputs",
+    "activations",
+    "preact_grads",
+)
+"""What a view hands on as it is: scalars, labels, and trees by layer."""
+
+NAMES = (*TREES, *FUNCTIONS, *TREE_FUNCTIONS, *VALUES)
+"""The whole vocabulary."""
+
 ALIASES = {"value_fn": "obj_fn"}
 """Second names that are accepted: optax.contrib.sophia says obj_fn."""
 

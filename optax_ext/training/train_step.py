@@ -7,7 +7,7 @@ with donated buffers. Under jit a closure that no link calls costs nothing.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,10 @@ import optax
 from flax import nnx
 from flax.training.train_state import TrainState
 
+from optax_ext._core import extra_args as vocabulary
 from optax_ext._core.trees import flatten_like, is_hole
+
+_PASSED_ALWAYS = ("value", "grad", "value_fn", "grad_fn")
 
 
 class StepMetrics(NamedTuple):
@@ -39,6 +42,8 @@ def make_train_step(
     logits_fn: Callable[..., jax.Array] | None = None,
     has_aux: bool = False,
     per_example_grads: bool = False,
+    extra_args: Mapping[str, Callable[..., Any]] | None = None,
+    gradient_at: Callable[[Any, Any], Any] | None = None,
     donate: bool = True,
     jit: bool = True,
 ) -> Callable[..., Any]:
@@ -53,9 +58,10 @@ def make_train_step(
       ``opt_state = tx.init(nnx.state(model, nnx.Param))``; the model is updated in
       place too, variables that are no parameters (batch statistics, ...) included
 
-    Every ``tx.update`` gets ``value``, ``grad``, ``value_fn``, and ``logits_fn`` and
-    ``per_example_grads`` where asked. The functions accept trees with masked leaves
-    (inside `optax.masked` or `optax.partition`): those take their present value.
+    Every ``tx.update`` gets ``value``, ``grad``, ``value_fn``, ``grad_fn``, and
+    ``logits_fn``, ``per_example_grads`` and others where asked. The functions accept
+    trees with masked leaves (inside `optax.masked` or `optax.partition`): those take
+    their present value.
 
     Args:
       loss_fn: ``(params, *batch) -> loss``, a scalar, or ``(loss, aux)`` with
@@ -68,6 +74,13 @@ def make_train_step(
         (leading axis of every leaf; `loss_fn` sees batches of one) and pass them as
         ``per_example_grads``. Loss and gradient are then means over examples. Memory
         grows with the batch. Not for nnx models with variables other than parameters.
+      extra_args: further extra arguments by name, each a function of ``(params,
+        *batch)``; for nnx ``(model, *batch)``. Functions of params (``aux_value_fn``,
+        ``proxy_value_fn``) are passed on with the batch filled in, all others
+        (``aux_grads``, ``hessian_diag``, ``error_mass``) are evaluated before the step.
+      gradient_at: ``(opt_state, params) -> params``, where to take loss and gradient if
+        not at the parameters, for example `xgrad_predict`. The update is applied to
+        the parameters, and they are what the functions of params start from.
       donate: whether parameters and state give their buffers to the results; what you
         passed in cannot be used afterwards.
       jit: False returns the bare function, to put it into `jax.lax.scan` or jit it.
@@ -77,6 +90,7 @@ def make_train_step(
 
     Raises:
       TypeError: at the first call, if the loss is not a scalar.
+      ValueError: for a name in `extra_args` that no link knows.
 
     Example:
       >>> import jax.numpy as jnp, optax_ext as ox
@@ -89,17 +103,27 @@ def make_train_step(
       >>> print(w, metrics.loss)
       [0.1 0.1] 1.0
     """
+    further = dict(extra_args or {})
+    if logits_fn is not None:
+        further["logits_fn"] = logits_fn
+    for name in further:
+        if name not in vocabulary.NAMES or name in _PASSED_ALWAYS:
+            free = [n for n in vocabulary.NAMES if n not in _PASSED_ALWAYS]
+            raise ValueError(
+                f"make_train_step: extra_args has {name!r}, which must be one of "
+                f"{', '.join(free)}"
+            )
 
     def value_and_aux(params, *batch):
         out = loss_fn(params, *batch)
         return out if has_aux else (out, None)
 
     update = functools.partial(
-        _update, optax.with_extra_args_support(tx), per_example_grads
+        _update, optax.with_extra_args_support(tx), per_example_grads, gradient_at
     )
 
     def on_tree(params, opt_state, *batch):
-        return update(value_and_aux, logits_fn, params, opt_state, batch)
+        return update(value_and_aux, further, params, opt_state, batch)
 
     def on_linen(state, *batch):
         params, opt_state, metrics = on_tree(state.params, state.opt_state, *batch)
@@ -119,15 +143,12 @@ def make_train_step(
             (value, aux), after = functional(value_and_aux)(params, *batch)
             return value, (aux, after)
 
-        def model_logits(params, *batch):
-            return functional(logits_fn)(params, *batch)[0]
+        def of_params(fn):
+            return lambda params, *batch: functional(fn)(params, *batch)[0]
 
+        model_further = {name: of_params(fn) for name, fn in further.items()}
         params, opt_state, metrics = update(
-            model_value_and_aux,
-            None if logits_fn is None else model_logits,
-            params,
-            opt_state,
-            batch,
+            model_value_and_aux, model_further, params, opt_state, batch
         )
         aux, after = metrics.aux
         return params, after, opt_state, StepMetrics(metrics.loss, aux)
@@ -161,8 +182,9 @@ def make_train_step(
 def _update(
     tx: optax.GradientTransformationExtraArgs,
     per_example_grads: bool,
+    gradient_at: Callable[[Any, Any], Any] | None,
     value_and_aux: Callable[..., tuple[jax.Array, Any]],
-    logits_fn: Callable[..., jax.Array] | None,
+    further: Mapping[str, Callable[..., Any]],
     params: Any,
     opt_state: Any,
     batch: tuple[Any, ...],
@@ -170,22 +192,27 @@ def _update(
     """Gradient, ``tx.update`` with all extra arguments, new parameters."""
     gradient = jax.value_and_grad(value_and_aux, has_aux=True)
     extra = {}
+    point = params if gradient_at is None else gradient_at(opt_state, params)
     if per_example_grads:
         (values, aux), grads = jax.vmap(
-            lambda *example: gradient(params, *jax.tree.map(lambda x: x[None], example))
+            lambda *example: gradient(point, *jax.tree.map(lambda x: x[None], example))
         )(*batch)
         extra["per_example_grads"] = grads
         value = jnp.mean(values)
         grads = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
     else:
-        (value, aux), grads = gradient(params, *batch)
+        (value, aux), grads = gradient(point, *batch)
     extra["value"], extra["grad"] = value, grads
     extra["value_fn"] = lambda p: value_and_aux(_unmask(p, params), *batch)[0]
-    if logits_fn is not None:
-        extra["logits_fn"] = lambda p: logits_fn(_unmask(p, params), *batch)
+    extra["grad_fn"] = jax.grad(extra["value_fn"])
+    for name, fn in further.items():
+        if name in (*vocabulary.FUNCTIONS, *vocabulary.TREE_FUNCTIONS):
+            extra[name] = lambda p, fn=fn: fn(_unmask(p, params), *batch)
+        else:
+            extra[name] = fn(params, *batch)
     updates, opt_state = tx.update(grads, opt_state, params, **extra)
-    params = optax.apply_updates(params, updates)
-    return params, opt_state, StepMetrics(value, aux)
+    new_params = optax.apply_updates(params, updates)
+    return new_params, opt_state, StepMetrics(value, aux)
 
 
 def _unmask(tree: Any, params: Any) -> Any:

@@ -8,6 +8,7 @@ import json
 import traceback
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -41,7 +42,7 @@ def main() -> None:
 
     def place(tree):
         like_params = isinstance(tree, dict) and all(
-            tree[n].shape == params[n].shape for n in params
+            jnp.shape(tree[n]) == params[n].shape for n in params
         )
         everywhere = NamedSharding(mesh, PartitionSpec())
         return jax.device_put(tree, placed if like_params else everywhere)

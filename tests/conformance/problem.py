@@ -50,6 +50,14 @@ def fill(tree: Any, present: Any) -> Any:
     )
 
 
+def _basis(leaf: jax.Array) -> jax.Array | None:
+    """One direction in the space of a kernel's inputs; None for other leaves."""
+    if leaf.ndim < 2:
+        return None
+    fan_in = leaf.size // leaf.shape[-1] if leaf.size else 0
+    return jnp.full((fan_in, 1), max(fan_in, 1) ** -0.5, leaf.dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """A function of parameters; `extra` makes extra arguments of it."""
@@ -87,6 +95,12 @@ class Objective:
             "hessian_diag": jax.tree.map(
                 lambda v, h: jnp.abs(v * h) + jnp.asarray(0.1, h.dtype), vector, hvp
             ),
+            # As if from two examples.
+            "per_example_grads": jax.tree.map(
+                lambda g: jnp.stack([g / 2, g + g / 2]), grad
+            ),
+            "grad_sq_mean": jax.tree.map(lambda g: g**2 + g**2 / 4, grad),
+            "bases": jax.tree.map(_basis, params),
             "aux_grads": jax.tree.map(lambda g: g[::-1] if g.ndim else -g, grad),
             "error_mass": jnp.tanh(value),
         }
