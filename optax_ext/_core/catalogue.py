@@ -44,6 +44,8 @@ class Entry:
       variant: which of the published forms this is.
       compared: golden file or closed form it was compared with.
       example: keyword arguments of a small working call.
+      terminal: for a wrapper, whether it takes a finished optimizer and emits steps
+        (sign and learning rate inside), not directions.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Entry:
     variant: str
     compared: str
     example: Callable[[], Mapping[str, Any]]
+    terminal: bool = False
 
     @property
     def reference(self) -> str:
@@ -79,6 +82,7 @@ def catalogued(
     state: str = "none",
     slots: float | None = None,
     example: Callable[[], Mapping[str, Any]] = dict,
+    terminal: bool = False,
 ) -> Callable[[F], F]:
     """Enter a public method into the catalogue and complete its docstring.
 
@@ -93,6 +97,7 @@ def catalogued(
       slots: the same as a number of parameter-sized trees, for links and optimizers.
       example: a function without arguments that returns keyword arguments of a small
         working call (a function, so that importing the package computes nothing).
+      terminal: for a wrapper, whether `inner` is a finished optimizer.
 
     Returns:
       A decorator that returns the method unchanged but for its docstring.
@@ -119,6 +124,7 @@ def catalogued(
             variant=variant,
             compared=compared,
             example=example,
+            terminal=terminal,
         )
         fn.__doc__ = (
             f"{inspect.cleandoc(fn.__doc__ or '')}\n\n"

@@ -46,9 +46,11 @@ def optimizer(method: Method, rate: jax.Array) -> optax.GradientTransformation:
     free = {"weight_decay": 0.0} if "weight_decay" in method.parameters() else {}
     if method.entry.kind == "optimizer":
         return method.make(learning_rate=schedule, **free)
+    descend = optax.scale_by_learning_rate(schedule)
+    if method.entry.terminal:
+        return method.make(inner=descend)
     # Curvature links ask for a clip behind them.
-    clip, descend = optax.clip(1.0), optax.scale_by_learning_rate(schedule)
-    return optax.chain(method.make(**free), clip, descend)
+    return optax.chain(method.make(**free), optax.clip(1.0), descend)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "value"))
