@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_choice, check_hyperparam
-from optax_ext.losses.policy import working_floats
+from optax_ext.losses._numerics import working_floats
 
 _FLOW_GRPO = "Flow-GRPO: Training Flow Matching Models via Online RL"
 

@@ -22,13 +22,14 @@ import jax.numpy as jnp
 
 from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_choice, check_hyperparam
+from optax_ext.losses._numerics import working_floats
 from optax_ext.losses.flow_policy import (
     gaussian_step_log_prob,
     over_event,
     reduce_event,
     spread,
 )
-from optax_ext.losses.policy import clipped_surrogate_loss, working_floats
+from optax_ext.losses.policy import clipped_surrogate_loss
 
 _GUARD = (
     "GRPO-Guard: Mitigating Implicit Over-Optimization in Flow Matching via Regulated "

@@ -30,17 +30,7 @@ import jax.numpy as jnp
 
 from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_choice, check_hyperparam
-
-
-def working_floats(**arguments: chex.Numeric) -> tuple[jax.Array, ...]:
-    """The arguments in one dtype: float64 if one of them is, else float32."""
-    arrays = {name: jnp.asarray(value) for name, value in arguments.items()}
-    for name, x in arrays.items():
-        chex.assert_type(x, float, custom_message=f"{name} must be floating point")
-    # Under x64 a Python number is a weak float64 and must not widen float32 arrays.
-    strong = [x for x in arrays.values() if not x.weak_type] or arrays.values()
-    wide = any(x.dtype == jnp.float64 for x in strong)
-    return tuple(x.astype("float64" if wide else "float32") for x in arrays.values())
+from optax_ext.losses._numerics import working_floats
 
 
 def _surrogate_example() -> Mapping[str, Any]:
