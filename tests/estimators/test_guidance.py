@@ -113,7 +113,8 @@ def test_it_runs_in_a_scan_and_maps_over_the_scale():
         guide = ox.adaptive_projected_guidance(scale)
 
         def step(state, pair):
-            return guide.update(*pair, state)[::-1]
+            c, u = pair
+            return guide.update(c, u, state)[::-1]
 
         return jax.lax.scan(step, guide.init(c[0]), (c, u))[1]
 
