@@ -150,8 +150,10 @@ def _from_catalogue(name: str) -> Recipe:
                 rate = {"learning_rate": 1.0, "schedule": learning_rate}
             return entry.make(**{**required, **rate})
         adam = optax.scale_by_adam(b1=0.9, b2=0.95)
-        if entry.terminal:
+        if entry.terminal and entry.kind == "wrapper":
             return entry.make(**{**required, "inner": optax.chain(adam, descend)})
+        if entry.terminal:
+            return optax.chain(adam, descend, entry.make(**required))
         if entry.kind == "wrapper":
             required["inner"] = adam
         link = entry.make(**required)

@@ -44,8 +44,8 @@ class Entry:
       variant: which of the published forms this is.
       compared: golden file or closed form it was compared with.
       example: keyword arguments of a small working call.
-      terminal: for a wrapper, whether it takes a finished optimizer and emits steps
-        (sign and learning rate inside), not directions.
+      terminal: whether it works on steps, with sign and learning rate inside, not on
+        directions: a wrapper of finished optimizers, a link for the end of a chain.
     """
 
     name: str
@@ -97,7 +97,7 @@ def catalogued(
       slots: the same as a number of parameter-sized trees, for links and optimizers.
       example: a function without arguments that returns keyword arguments of a small
         working call (a function, so that importing the package computes nothing).
-      terminal: for a wrapper, whether `inner` is a finished optimizer.
+      terminal: for wrappers of finished optimizers and links for the end of a chain.
 
     Returns:
       A decorator that returns the method unchanged but for its docstring.

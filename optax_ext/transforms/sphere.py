@@ -109,6 +109,7 @@ class InitNormState(NamedTuple):
     variant="every leaf of rank 2 or more, by its whole norm; scales and offsets of "
     "normalisation layers, which the paper treats on their own, are left alone.",
     compared="golden project_to_init_norm; lengths after the step",
+    terminal=True,
 )
 def project_to_init_norm(
     mask: Any = None, every: int = 1, axis: Any = None, eps: float = 1e-12

@@ -38,6 +38,7 @@ class LawnState(NamedTuple):
     "There is no public code.",
     compared="goldens lawn_sgd, lawn_adam; closed form of the length",
     example=lambda: {"inner": optax.trace(0.9), "free_steps": 1},
+    terminal=True,
 )
 def lawn(
     inner: optax.GradientTransformation,
@@ -127,6 +128,7 @@ def lawn(
     variant="every leaf of rank 2 or more, by its whole norm.",
     compared="golden project_to_init_norm",
     example=lambda: {"inner": optax.trace(0.9)},
+    terminal=True,
 )
 def normalize_and_project(
     inner: optax.GradientTransformation, mask: Any = None, every: int = 1

@@ -103,7 +103,8 @@ def test_multi_steps_takes_one_step_of_the_mean_gradient(method):
         # optax divides floats by integers here, which strict promotion forbids.
         with jax.numpy_dtype_promotion("standard"):
             run = Run(tx, problem, method.needs).over([first, second, first, second])
-        want = Run(method.make(), problem, method.needs).over([both, both])
+        start = method.make().init(first.params)
+        want = Run(method.make(), problem, method.needs).over([both, both], start)
         for step in (0, 2):
             assert not any(x.any() for x in jax.tree.leaves(run.updates[step]))
         assert_close([run.updates[1], run.updates[3]], want.updates, rtol=1e-5)
