@@ -84,7 +84,7 @@ def innaprop(
       >>> import jax.numpy as jnp, optax_ext as ox
       >>> tx = ox.innaprop(0.1, weight_decay=0.0)
       >>> x = jnp.array([1.0, 2.0])
-      >>> print(tx.update(jnp.array([3.0, -4.0]), tx.init(x), x)[0])
+      >>> print(tx.update(jnp.array([3.0, -4.0]), tx.init(x), x)[0].round(3))
       [-0.09  0.09]
     """
     check_hyperparam("innaprop", low=0.0, learning_rate=learning_rate, alpha=alpha)

@@ -91,7 +91,7 @@ def scale_by_width_exponents(
     owner = "scale_by_width_exponents"
     check_choice(owner, "alignment", alignment, _EXPONENTS)
     check_hyperparam(owner, low=0.0, open_low=True, base_width=base_width)
-    powers = {**_EXPONENTS[alignment], **(exponents or {})}
+    powers: dict[str, Any] = {**_EXPONENTS[alignment], **(exponents or {})}
     check_hyperparam(owner, **{f"exponents of {k!r}": c for k, c in powers.items()})
 
     def rule(u, slots, p, label):
