@@ -110,7 +110,7 @@ def innaprop(
         # A difference of nearly equal terms: keep it in one bracket.
         inertia = lr / (beta - lr) * ((1 - alpha * beta) * x - psi)
         v_hat = optax.tree.bias_correction(v, b2, t)
-        descent = lr * beta * g / (jnp.sqrt(v_hat) + eps)
+        descent = lr * beta * (g / (jnp.sqrt(v_hat) + eps))
         return inertia - descent - lr * decay * p, (psi, v)
 
     return decaying_leafwise(

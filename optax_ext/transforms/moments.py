@@ -14,8 +14,9 @@ import optax
 
 from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_hyperparam, check_rate
-from optax_ext._core.leaves import leafwise
-from optax_ext._core.optimizers import finish
+from optax_ext._core.leaves import leafwise, map_leaves
+from optax_ext._core.optimizers import adam_direction, finish
+from optax_ext._core.views import full_precision
 
 _DIFFGRAD = "diffGrad: An Optimization Method for Convolutional Neural Networks"
 _ATAN2 = "Scaling Exponents Across Parameterizations and Optimizers"
@@ -36,14 +37,6 @@ class DiffGradState(NamedTuple):
     mu: optax.Updates
     nu: optax.Updates
     previous: optax.Updates
-
-
-def _adam_moments(g: Any, m: Any, v: Any, b1: float, b2: float, t: Any) -> Any:
-    """Adam's new moments of one leaf, and the same corrected for their bias."""
-    m = optax.tree.update_moment(g, m, b1, 1)
-    v = optax.tree.update_moment_per_elem_norm(g, v, b2, 2)
-    m_hat = optax.tree.bias_correction(m, b1, t)
-    return m, v, m_hat, optax.tree.bias_correction(v, b2, t)
 
 
 @catalogued(
@@ -87,20 +80,25 @@ def scale_by_diffgrad(
       >>> print(f"{u[0]:.3f}")
       0.668
     """
-    check_rate("scale_by_diffgrad", b1=b1, b2=b2)
-    check_hyperparam("scale_by_diffgrad", low=0.0, eps=eps, eps_root=eps_root)
+    adam = adam_direction("scale_by_diffgrad", b1, b2, eps, eps_root, None)
 
-    def init(p):
-        return jnp.zeros_like(p), jnp.zeros_like(p), jnp.zeros_like(p)
-
-    def update(g, slots, p, t):
-        del p
-        m, v, previous = slots
-        m, v, m_hat, v_hat = _adam_moments(g, m, v, b1, b2, t)
+    def rule(u, slots, g):
+        (previous,) = slots
         xi = jax.nn.sigmoid(jnp.abs(previous - g))
-        return xi * m_hat / (jnp.sqrt(v_hat + eps_root) + eps), (m, v, g)
+        return xi * u, (g,)
 
-    return leafwise(DiffGradState, init, update)
+    def init(params):
+        moments: Any = adam.init(params)
+        return DiffGradState(*moments, optax.tree.zeros_like(params))
+
+    def update(updates, state, params=None, **extra):
+        del params, extra
+        *moments, previous = state
+        direction, moments = adam.update(updates, optax.ScaleByAdamState(*moments))
+        out, (previous,) = map_leaves(rule, direction, (previous,), (updates,))
+        return out, DiffGradState(*moments, previous)
+
+    return full_precision(optax.GradientTransformationExtraArgs(init, update))
 
 
 @catalogued(
@@ -208,7 +206,10 @@ def scale_by_adam_atan2(
     def update(g, slots, p, t):
         del p
         m, v = slots
-        m, v, m_hat, v_hat = _adam_moments(g, m, v, b1, b2, t)
+        m = optax.tree.update_moment(g, m, b1, 1)
+        v = optax.tree.update_moment_per_elem_norm(g, v, b2, 2)
+        m_hat = optax.tree.bias_correction(m, b1, t)
+        v_hat = optax.tree.bias_correction(v, b2, t)
         return a * jnp.arctan2(m_hat, b * jnp.sqrt(v_hat)), (m, v)
 
     return leafwise(MomentsState, init, update)
