@@ -80,7 +80,7 @@ def scale_by_diffgrad(
       >>> print(f"{u[0]:.3f}")
       0.668
     """
-    adam = adam_direction("scale_by_diffgrad", b1, b2, eps, eps_root, None)
+    adam: Any = adam_direction("scale_by_diffgrad", b1, b2, eps, eps_root, None)
 
     def rule(u, slots, g):
         (previous,) = slots
@@ -88,15 +88,14 @@ def scale_by_diffgrad(
         return xi * u, (g,)
 
     def init(params):
-        moments: Any = adam.init(params)
-        return DiffGradState(*moments, optax.tree.zeros_like(params))
+        return DiffGradState(*adam.init(params), previous=optax.tree.zeros_like(params))
 
     def update(updates, state, params=None, **extra):
         del params, extra
         *moments, previous = state
         direction, moments = adam.update(updates, optax.ScaleByAdamState(*moments))
         out, (previous,) = map_leaves(rule, direction, (previous,), (updates,))
-        return out, DiffGradState(*moments, previous)
+        return out, DiffGradState(*moments, previous=previous)
 
     return full_precision(optax.GradientTransformationExtraArgs(init, update))
 

@@ -93,7 +93,7 @@ def test_the_first_step_has_one_size_whatever_alpha():
     g, x = jnp.asarray([[3.0, -4.0, 0.0]]), jnp.asarray([1.0, 2.0, 3.0])
     for alpha in (0.0, 0.1, 2.0):
         tx = ox.innaprop(0.1, alpha=alpha, beta=0.8, weight_decay=0.0)
-        (moved,) = trajectory(tx, x, g)
+        moved = trajectory(tx, x, g)[0]
         want = x + 0.1 * 0.8 * np.asarray([-1, 1, 0])
         np.testing.assert_allclose(moved, want, rtol=1e-8)  # eps
 
