@@ -6,8 +6,47 @@ from optax_ext.transforms.decay import (
     add_cautious_decayed_weights,
     lion_cwd,
 )
-from optax_ext.transforms.radial import adamp, project_radial, sgdp
-from optax_ext.transforms.sign import LionKState, lion_k, lion_kernel, scale_by_lion_k
+from optax_ext.transforms.decoupled import (
+    IndependentDecayState,
+    adamw_decoupled,
+    add_independent_weight_decay,
+    normalized_weight_decay,
+    sgdw,
+)
+from optax_ext.transforms.fisher import (
+    FAdamState,
+    fadam,
+    scale_by_fadam,
+)
+from optax_ext.transforms.gravity import (
+    GravityState,
+    gravity,
+    scale_by_gravity,
+)
+from optax_ext.transforms.inertial import (
+    InnapropState,
+    innaprop,
+)
+from optax_ext.transforms.moments import (
+    DiffGradState,
+    MomentsState,
+    adam_atan2,
+    diffgrad,
+    scale_by_adam_atan2,
+    scale_by_adamnc,
+    scale_by_diffgrad,
+)
+from optax_ext.transforms.radial import (
+    adamp,
+    project_radial,
+    sgdp,
+)
+from optax_ext.transforms.sign import (
+    LionKState,
+    lion_k,
+    lion_kernel,
+    scale_by_lion_k,
+)
 from optax_ext.transforms.sphere import (
     InitNormState,
     effective_learning_rate,
@@ -18,34 +57,61 @@ from optax_ext.transforms.subgradient import (
     GeometricSubgradientState,
     scale_by_geometric_subgradient,
 )
-from optax_ext.transforms.swats import SwatsState, swats
+from optax_ext.transforms.swats import (
+    SwatsState,
+    swats,
+)
 from optax_ext.transforms.variance_reduction import (
     MarsState,
     mars,
     scale_by_mars_correction,
 )
+from optax_ext.transforms.widths import (
+    scale_by_width_exponents,
+)
 
 __all__ = [
     "CautiousDecayState",
+    "DiffGradState",
+    "FAdamState",
     "GeometricSubgradientState",
+    "GravityState",
+    "IndependentDecayState",
     "InitNormState",
+    "InnapropState",
     "LionKState",
     "MarsState",
+    "MomentsState",
     "SwatsState",
+    "adam_atan2",
     "adamp",
     "adamw_cwd",
+    "adamw_decoupled",
     "add_cautious_decayed_weights",
+    "add_independent_weight_decay",
+    "diffgrad",
     "effective_learning_rate",
+    "fadam",
+    "gravity",
+    "innaprop",
     "lion_cwd",
     "lion_k",
     "lion_kernel",
     "mars",
+    "normalized_weight_decay",
     "perp_grad",
     "project_radial",
     "project_to_init_norm",
+    "scale_by_adam_atan2",
+    "scale_by_adamnc",
+    "scale_by_diffgrad",
+    "scale_by_fadam",
     "scale_by_geometric_subgradient",
+    "scale_by_gravity",
     "scale_by_lion_k",
     "scale_by_mars_correction",
+    "scale_by_width_exponents",
     "sgdp",
+    "sgdw",
     "swats",
 ]
