@@ -107,7 +107,7 @@ def fish(
             out = jnp.where(ends_round, target - p, u)
             return out, (jnp.where(ends_round, target, slow),)
 
-        out, (slow,) = map_leaves(rule, out, (state.slow,), (params,), owner="fish")
+        out, (slow,) = map_leaves(rule, out, (state.slow,), (params,))
         return out, FishState(count, slow, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

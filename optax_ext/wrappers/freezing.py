@@ -32,8 +32,8 @@ class FreezeConvergedState(NamedTuple):
     arxiv="2509.01842",
     kind="wrapper",
     state="1 (last gradient) for 'grad_change', else 0; 1 boolean a leaf",
-    variant="'grad_change' is the current paper, 'grad' its first version, 'update' the "
-    "released code without its made-up first measurement of 0.",
+    variant="'grad_change' is the current paper, 'grad' its first version, 'update' "
+    "the released code without its made-up first measurement of 0.",
     compared="goldens freeze_converged_grad, _grad_change, _update",
     example=lambda: {"inner": optax.trace(0.9), "total_steps": 1000},
 )
@@ -107,9 +107,8 @@ def freeze_converged(
     check_choice(owner, "norm", norm, ("l1", "mean_abs"))
     inner = optax.with_extra_args_support(inner)
     total = jnp.sum if norm == "l1" else jnp.mean
-    remembers = measure == "grad_change" or (
-        measure == "update" and update_interval > 1
-    )
+    accumulates = measure == "update" and update_interval > 1
+    remembers = measure == "grad_change" or accumulates
     first: Any = grace_fraction * total_steps
     # In Python where it can be: 0.29 * 100 is below 29, but not in float32.
     first = first.astype(jnp.int32) if isinstance(first, jax.Array) else int(first)
@@ -155,7 +154,7 @@ def freeze_converged(
 
         seen = _monitored(out, state.frozen)
         slots = (state.frozen, *state.memory)
-        kept, (frozen, *memory) = map_leaves(rule, seen, slots, (updates,), owner=owner)
+        kept, (frozen, *memory) = map_leaves(rule, seen, slots, (updates,))
         state = FreezeConvergedState(t, frozen, (*memory,), inner_state)
         return fill(kept, out, owner=owner), state
 
@@ -192,5 +191,5 @@ def frozen_fraction(state: optax.OptState) -> jax.Array:
     """
     found = find_state("frozen_fraction", state, FreezeConvergedState)
     flags = jax.tree.leaves(found.frozen)
-    frozen = sum((jnp.sum(x, dtype=jnp.float32) for x in flags), jnp.zeros(()))
+    frozen = sum((jnp.sum(x, dtype=jnp.float32) for x in flags), jnp.float32(0))
     return frozen / max(sum(x.size for x in flags), 1)

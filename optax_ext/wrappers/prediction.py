@@ -82,7 +82,8 @@ def xgrad(
         return (jnp.zeros_like(p),)
 
     def init(params):
-        return XGradState(*init_leaves(init_leaf, params, 1), inner.init(params))
+        (shift,) = init_leaves(init_leaf, params, 1)
+        return XGradState(shift, inner.init(params))
 
     def rule(u, slots):
         del slots
@@ -90,7 +91,7 @@ def xgrad(
 
     def update(updates, state, params=None, **extra):
         out, inner_state = inner.update(updates, state.inner_state, params, **extra)
-        _, (shift,) = map_leaves(rule, out, (state.shift,), owner="xgrad")
+        _, (shift,) = map_leaves(rule, out, (state.shift,))
         return out, XGradState(shift, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -124,5 +125,5 @@ def xgrad_predict(state: optax.OptState, params: Any, scale: Any = 1.0) -> Any:
     def rule(shift, slots, p):
         return p + jnp.asarray(scale, shift.real.dtype) * shift, slots
 
-    predicted, _ = map_leaves(rule, shift, (), (params,), owner="xgrad_predict")
+    predicted, _ = map_leaves(rule, shift, (), (params,))
     return fill(predicted, params, owner="xgrad_predict")

@@ -4,7 +4,7 @@
 `adaptive_eta` tunes its step size on a score that it follows uphill.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def proxy_prox(
         (moved,) = slots
         return u, (moved + u,)
 
-    def update(updates, state, params=None, **extra):
+    def update(updates, state, params: Any = None, **extra):
         check_params("proxy_prox", params)
         proxy_grad = jax.grad(require("proxy_prox", extra, "proxy_value_fn"))
         here = proxy_grad(params)
@@ -180,9 +180,7 @@ def adaptive_eta(
 
         eta = jnp.maximum(state.eta + eta_lr * jax.grad(after)(state.eta), 0)
         eta = jnp.where(jnp.isfinite(eta), eta, state.eta)
-        out, _ = map_leaves(
-            lambda u, s: (-eta.astype(u.real.dtype) * u, s), d, owner="adaptive_eta"
-        )
+        out, _ = map_leaves(lambda u, s: (-eta.astype(u.real.dtype) * u, s), d)
         return out, AdaptiveEtaState(eta, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

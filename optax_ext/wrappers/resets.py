@@ -101,7 +101,7 @@ def reset_state_every(
             )
         return ResetState(jnp.zeros([], jnp.int32), state)
 
-    def update(updates, state, params=None, **extra):
+    def update(updates, state, params: Any = None, **extra):
         check_params(owner, params)
         due = (state.count > 0) & (state.count % period == 0)
 
@@ -281,13 +281,11 @@ def refactorize_every(
 def _to_balance(u: Any, v: Any, left: Any, right: Any) -> tuple[Any, Any]:
     """Updates that lead from left and right to the factors of their next product."""
     dtype = computing_dtype(u, v, left, right)
-    u_wide, v_wide = u.astype(dtype), v.astype(dtype)
-    a, b = left.astype(dtype) + u_wide, right.astype(dtype) + v_wide
+    du, dv = u.astype(dtype), v.astype(dtype)
+    a, b = left.astype(dtype) + du, right.astype(dtype) + dv
     new_a, new_b = refactorize(a, b)
     # Differences last: where the pair is left alone, exactly u and v.
-    return (u_wide + (new_a - a)).astype(u.dtype), (v_wide + (new_b - b)).astype(
-        v.dtype
-    )
+    return (du + (new_a - a)).astype(u.dtype), (dv + (new_b - b)).astype(v.dtype)
 
 
 def _places(params: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:

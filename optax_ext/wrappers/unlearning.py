@@ -30,7 +30,12 @@ class RefreshState(NamedTuple):
     variant="the paper's Langevin step; normalize=True is the step of the released "
     "code, with another law of the noise.",
     compared="golden refresh (noise off); variance of the noise by sampling",
-    example=lambda: {"inner": optax.sgd(0.1), "gamma": 0.01, "noise_scale": 0.01},
+    example=lambda: {
+        "inner": optax.sgd(0.1),
+        "gamma": 1e-5,
+        "noise_scale": 1e-3,
+        "normalize": True,
+    },
 )
 def refresh(
     inner: optax.GradientTransformation,
