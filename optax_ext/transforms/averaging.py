@@ -99,7 +99,8 @@ def kalman_average_params(
             return u, (average + step,)
 
         _, (average,) = map_leaves(rule, updates, (state.average,), (params,))
-        return updates, KalmanState(average, (1 - gain) * variance, gain)
+        # (1 - K) P = K R, which does not cancel where K is near 1.
+        return updates, KalmanState(average, gain * observation_noise, gain)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
