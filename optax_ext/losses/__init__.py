@@ -4,6 +4,7 @@ Pure functions without a trainer. They return one value per element, sample or t
 leave the mean to you; `optax_ext.losses.policy` says which policy loss to reach for.
 """
 
+from optax_ext.losses.domains import idgm_loss
 from optax_ext.losses.flow_policy import flow_sde_step, gaussian_step_log_prob
 from optax_ext.losses.grpo_guard import (
     denoising_step_weights,
@@ -23,6 +24,7 @@ __all__ = [
     "gaussian_step_log_prob",
     "group_relative_advantages",
     "grpo_guard_loss",
+    "idgm_loss",
     "normalized_log_ratio",
     "ppo_clip_loss",
 ]

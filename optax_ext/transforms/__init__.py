@@ -1,5 +1,10 @@
 """Links that need gradients, and at most parameters."""
 
+from optax_ext.transforms.averaging import (
+    KalmanState,
+    kalman_average_params,
+    kalman_params,
+)
 from optax_ext.transforms.decay import (
     CautiousDecayState,
     adamw_cwd,
@@ -79,6 +84,7 @@ __all__ = [
     "IndependentDecayState",
     "InitNormState",
     "InnapropState",
+    "KalmanState",
     "LionKState",
     "MarsState",
     "MomentsState",
@@ -94,6 +100,8 @@ __all__ = [
     "fadam",
     "gravity",
     "innaprop",
+    "kalman_average_params",
+    "kalman_params",
     "lion_cwd",
     "lion_k",
     "lion_kernel",
