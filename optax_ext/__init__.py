@@ -5,11 +5,21 @@ You hold predictions or log-probabilities: see `optax_ext.losses`.
 ``python -m optax_ext`` lists every method, its paper, and what it was compared with.
 """
 
-from optax_ext import curvature, losses, training, transforms, wrappers
+from optax_ext import (
+    curvature,
+    diagnostics,
+    losses,
+    schedules,
+    training,
+    transforms,
+    wrappers,
+)
 from optax_ext._core.catalogue import cite
 from optax_ext._core.leaves import leafwise
 from optax_ext._core.trees import Bucket
 from optax_ext.curvature import *  # noqa: F403
+from optax_ext.diagnostics import *  # noqa: F403
+from optax_ext.schedules import *  # noqa: F403
 from optax_ext.training import StepMetrics, make_train_step
 from optax_ext.transforms import *  # noqa: F403
 from optax_ext.wrappers import *  # noqa: F403
@@ -21,13 +31,17 @@ __all__ = [
     "StepMetrics",
     "cite",
     "curvature",
+    "diagnostics",
     "leafwise",
     "losses",
     "make_train_step",
+    "schedules",
     "training",
     "transforms",
     "wrappers",
 ]
 __all__ += curvature.__all__
+__all__ += diagnostics.__all__
+__all__ += schedules.__all__
 __all__ += transforms.__all__
 __all__ += wrappers.__all__
