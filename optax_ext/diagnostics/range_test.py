@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from optax_ext._core.catalogue import catalogued
-from optax_ext._core.checks import check_hyperparam
 
 
 @catalogued(
@@ -70,10 +69,9 @@ def lr_range_test(
       >>> bool(0.35 < stable < 0.41)
       True
     """
-    check_hyperparam("lr_range_test", **{"low": low, "high": high})
-    if not 0 <= low < high:
+    if not 0 <= low < high < float("inf"):
         raise ValueError(
-            f"lr_range_test: low = {low} must be 0 or more and below {high}"
+            f"lr_range_test: low = {low} must be 0 or more and below high = {high}"
         )
     if not isinstance(num_steps, int) or num_steps < 2:
         raise ValueError(

@@ -65,9 +65,10 @@ def sqrt_batch_scaled(
       >>> ox.sqrt_batch_scaled(0.1, batch_size=512, base_batch_size=128)
       0.2
     """
-    sizes = {"batch_size": batch_size, "base_batch_size": base_batch_size}
-    check_hyperparam("sqrt_batch_scaled", low=0.0, open_low=True, **sizes)
-    check_hyperparam("sqrt_batch_scaled", schedule=schedule)
+    owner = "sqrt_batch_scaled"
+    check_hyperparam(owner, low=0.0, open_low=True, batch_size=batch_size)
+    check_hyperparam(owner, low=0.0, open_low=True, base_batch_size=base_batch_size)
+    check_hyperparam(owner, schedule=schedule)
     scale = math.sqrt(batch_size / base_batch_size)
     if not callable(schedule):
         return scale * schedule
@@ -134,8 +135,7 @@ def scale_lr_by_batch(
     owner = "scale_lr_by_batch"
     check_choice(owner, "rule", rule, ("linear", "sqrt", "rmt"))
     check_hyperparam(owner, low=0.0, base_lr=base_lr)
-    sizes = {"base_batch": base_batch, "batch": batch}
-    check_hyperparam(owner, low=0.0, open_low=True, **sizes)
+    check_hyperparam(owner, low=0.0, open_low=True, base_batch=base_batch, batch=batch)
     if rule == "linear":
         return base_lr * batch / base_batch
     if rule == "sqrt":

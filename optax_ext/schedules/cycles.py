@@ -115,11 +115,12 @@ def one_cycle(
       0.10 0.85
     """
     check_interval("one_cycle", total_steps=total_steps)
-    check_hyperparam("one_cycle", low=0.0, peak_value=peak_value)
-    divisors = {"div_factor": div_factor, "final_div_factor": final_div_factor}
-    check_hyperparam("one_cycle", low=0.0, open_low=True, **divisors)
-    check_hyperparam("one_cycle", low=0.0, high=0.5, open_low=True, pct_start=pct_start)
-    check_rate("one_cycle", max_momentum=max_momentum, min_momentum=min_momentum)
+    owner = "one_cycle"
+    check_hyperparam(owner, low=0.0, peak_value=peak_value)
+    check_hyperparam(owner, low=0.0, open_low=True, div_factor=div_factor)
+    check_hyperparam(owner, low=0.0, open_low=True, final_div_factor=final_div_factor)
+    check_hyperparam(owner, low=0.0, high=0.5, open_low=True, pct_start=pct_start)
+    check_rate(owner, max_momentum=max_momentum, min_momentum=min_momentum)
     s = int(pct_start * total_steps)
     if s < 1:
         raise ValueError(
@@ -213,8 +214,8 @@ def infinite_schedule(
     owner = "infinite_schedule"
     check_choice(owner, "cooldown", cooldown, ("cosine", "rsqrt"))
     check_hyperparam(owner, low=0.0, peak_value=peak_value, init_value=init_value)
-    positive = {"constant_value": constant_value, "end_value": end_value}
-    check_hyperparam(owner, low=0.0, open_low=True, alpha=alpha, **positive)
+    check_hyperparam(owner, low=0.0, open_low=True, constant_value=constant_value)
+    check_hyperparam(owner, low=0.0, open_low=True, end_value=end_value, alpha=alpha)
     _check_steps(
         owner,
         warmup_steps=warmup_steps,

@@ -162,27 +162,27 @@ def record_grad_norms(
         raise ValueError(f"record_grad_norms: ord must be 1 or 2, got {ord!r}")
 
     def init(params):
-        leaves = jax.tree.leaves(params)
-        wide = [computing_dtype(leaf) for leaf in leaves] or [jnp.float32]
-        dtype = jnp.finfo(jnp.result_type(*wide)).dtype  # real also of complex leaves
+        wide = computing_dtype(*(jax.tree.leaves(params) or [jnp.zeros([])]))
+        dtype = jnp.finfo(wide).dtype  # real also of complex leaves
         return GradNormsState(jnp.zeros([], jnp.int32), jnp.zeros(num_steps, dtype))
 
     def update(updates, state, params=None, **extra):
         del params, extra
-        norm = _absolute_sum(updates) if ord == 1 else tree_length(updates)
-        norm = norm.astype(state.norms.dtype)
-        norms = state.norms.at[state.count].set(norm, mode="drop")
+        sizes = jax.tree.map(jnp.abs, updates)
+        norm = _total(sizes) if ord == 1 else tree_length(sizes)
+        norms = state.norms.at[state.count].set(
+            norm.astype(state.norms.dtype), mode="drop"
+        )
         return updates, GradNormsState(next_count(state.count), norms)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _absolute_sum(tree: Any) -> jax.Array:
-    sums = [
-        jnp.sum(jnp.abs(x.astype(computing_dtype(x)))) for x in jax.tree.leaves(tree)
-    ]
-    wide = jnp.result_type(*(s.dtype for s in sums)) if sums else jnp.float32
-    return sum((s.astype(wide) for s in sums), jnp.zeros([], wide))
+def _total(tree: Any) -> jax.Array:
+    """Sum of all entries of a tree, in float32 or wider."""
+    leaves = jax.tree.leaves(tree) or [jnp.zeros([])]
+    wide = computing_dtype(*leaves)
+    return jnp.sum(jnp.stack([jnp.sum(leaf.astype(wide)) for leaf in leaves]))
 
 
 @catalogued(

@@ -1,4 +1,4 @@
-r"""A small learned optimizer: a network that makes steps of what Adam and Adafactor know.
+r"""A small learned optimizer: a network on what Adam and Adafactor know.
 
 For each entry of a leaf the network sees 39 numbers: the gradient, the parameter,
 averages of both moments at several rates, Adafactor's factored second moments, the

@@ -185,11 +185,12 @@ def mup_widths(params: Any, base_params: Any) -> tuple[Any, Any, Any]:
             kind = "fixed"
         return kind, m_in, m_out
 
+    outer, base = jax.tree.structure(params), jax.tree.structure(base_params)
+    if outer != base:
+        raise ValueError(f"mup_widths: trees of two structures, {outer} and {base}")
     both = jax.tree_util.tree_map_with_path(of_leaf, params, base_params)
-    outer = jax.tree.structure(params)
-    kinds, width_in, width_out = zip(*outer.flatten_up_to(both), strict=True)
-    return (
-        outer.unflatten(kinds),
-        outer.unflatten(width_in),
-        outer.unflatten(width_out),
+    found = outer.flatten_up_to(both)
+    kinds, width_in, width_out = (
+        outer.unflatten([leaf[i] for leaf in found]) for i in range(3)
     )
+    return kinds, width_in, width_out
