@@ -29,7 +29,7 @@ _FEATURES = 28
 
 
 class MlpLoptState(NamedTuple):
-    """State of `scale_by_mlp_lopt`; for rank 0 and 1 `columns` is empty."""
+    """State of `scale_by_mlp_lopt`; for rank 0 and 1 `columns` is one 0."""
 
     count: jax.Array
     mu: optax.Updates
@@ -148,7 +148,8 @@ def scale_by_mlp_lopt(
     def init(p):
         mu, axes = jnp.stack([jnp.zeros_like(p)] * 3), _factored_axes(p.shape)
         if axes is None:
-            return mu, jnp.zeros_like(p), jnp.zeros_like(mu), jnp.zeros(0, p.dtype)
+            # Orbax cannot save an array of size 0, so a number stands for no columns.
+            return mu, jnp.zeros_like(p), jnp.zeros_like(mu), jnp.zeros([], p.dtype)
         column, row = axes
         rows, columns = (jnp.sum(mu, axis, keepdims=True) for axis in (row, column))
         return mu, jnp.zeros_like(p), rows, columns

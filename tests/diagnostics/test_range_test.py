@@ -1,5 +1,7 @@
 """The learning-rate range test."""
 
+# pyright: reportArgumentType=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,4 +93,4 @@ def test_an_empty_range_is_refused():
             ox.lr_range_test(quadratic, jnp.ones(2), optax.sgd, low, high, 3)
     for steps in (1, 2.0):
         with pytest.raises(ValueError, match="num_steps must be an integer of 2"):
-            ox.lr_range_test(quadratic, jnp.ones(2), optax.sgd, 0.0, 1.0, steps)  # pyright: ignore[reportArgumentType]
+            ox.lr_range_test(quadratic, jnp.ones(2), optax.sgd, 0.0, 1.0, steps)

@@ -1,5 +1,8 @@
 """Learning rates for other batch sizes, and from the curvature."""
 
+# optax's types let a schedule's value and a state be almost anything.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 import pathlib
 
 import jax

@@ -1,5 +1,8 @@
 """One cycle, the infinite schedule, and cosines that are warmed up again."""
 
+# optax's types let a schedule's value and a state be almost anything.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np

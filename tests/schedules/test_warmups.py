@@ -1,5 +1,8 @@
 """Warm-ups and step sizes that go with optimizers of optax."""
 
+# optax's types let a schedule's value and a state be almost anything.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 import math
 
 import jax

@@ -112,7 +112,7 @@ def test_the_shapes_of_the_averages():
     assert state.columns["conv"].shape == (3, 2, 2, 1, 4)
     # Of equal axes the last is the longest.
     assert state.rows["equal"].shape == (3, 5, 1)
-    assert (state.rows["b"].shape, state.columns["b"].shape) == ((3, 5), (0,))
+    assert (state.rows["b"].shape, state.columns["b"].shape) == ((3, 5), ())
     assert (state.rows["s"].shape, state.nu["s"].shape) == ((3,), ())
 
 
