@@ -7,8 +7,10 @@ You hold predictions or log-probabilities: see `optax_ext.losses`.
 
 from optax_ext import (
     curvature,
+    diagnostics,
     estimators,
     losses,
+    schedules,
     training,
     transforms,
     weightings,
@@ -19,7 +21,9 @@ from optax_ext._core.leaves import leafwise
 from optax_ext._core.pairs import StatefulLoss
 from optax_ext._core.trees import Bucket
 from optax_ext.curvature import *  # noqa: F403
+from optax_ext.diagnostics import *  # noqa: F403
 from optax_ext.estimators import *  # noqa: F403
+from optax_ext.schedules import *  # noqa: F403
 from optax_ext.training import StepMetrics, make_train_step
 from optax_ext.transforms import *  # noqa: F403
 from optax_ext.weightings import *  # noqa: F403
@@ -33,17 +37,21 @@ __all__ = [
     "StepMetrics",
     "cite",
     "curvature",
+    "diagnostics",
     "estimators",
     "leafwise",
     "losses",
     "make_train_step",
+    "schedules",
     "training",
     "transforms",
     "weightings",
     "wrappers",
 ]
 __all__ += curvature.__all__
+__all__ += diagnostics.__all__
 __all__ += estimators.__all__
+__all__ += schedules.__all__
 __all__ += transforms.__all__
 __all__ += weightings.__all__
 __all__ += wrappers.__all__

@@ -32,6 +32,11 @@ from optax_ext.transforms.inertial import (
     InnapropState,
     innaprop,
 )
+from optax_ext.transforms.learned import (
+    MlpLoptState,
+    init_mlp_lopt,
+    scale_by_mlp_lopt,
+)
 from optax_ext.transforms.moments import (
     DiffGradState,
     MomentsState,
@@ -40,6 +45,10 @@ from optax_ext.transforms.moments import (
     scale_by_adam_atan2,
     scale_by_adamnc,
     scale_by_diffgrad,
+)
+from optax_ext.transforms.mup import (
+    mup_widths,
+    scale_by_mup,
 )
 from optax_ext.transforms.radial import (
     adamp,
@@ -87,6 +96,7 @@ __all__ = [
     "KalmanState",
     "LionKState",
     "MarsState",
+    "MlpLoptState",
     "MomentsState",
     "SwatsState",
     "adam_atan2",
@@ -99,6 +109,7 @@ __all__ = [
     "effective_learning_rate",
     "fadam",
     "gravity",
+    "init_mlp_lopt",
     "innaprop",
     "kalman_average_params",
     "kalman_params",
@@ -106,6 +117,7 @@ __all__ = [
     "lion_k",
     "lion_kernel",
     "mars",
+    "mup_widths",
     "normalized_weight_decay",
     "perp_grad",
     "project_radial",
@@ -118,6 +130,8 @@ __all__ = [
     "scale_by_gravity",
     "scale_by_lion_k",
     "scale_by_mars_correction",
+    "scale_by_mlp_lopt",
+    "scale_by_mup",
     "scale_by_width_exponents",
     "sgdp",
     "sgdw",
