@@ -103,7 +103,7 @@ OPTIMIZERS: dict[str, Recipe] = {
 }
 
 
-_GRADIENT_AT: dict[str, Callable[[Any, Any], Any]] = {}
+_GRADIENT_AT: dict[str, Callable[[Any, Any], Any]] = {"xgrad": ox.xgrad_predict}
 """Methods that take the gradient elsewhere, and where."""
 
 
@@ -150,7 +150,10 @@ def _from_catalogue(name: str) -> Recipe:
                 rate = {"learning_rate": 1.0, "schedule": learning_rate}
             return entry.make(**{**required, **rate})
         adam = optax.scale_by_adam(b1=0.9, b2=0.95)
-        if entry.terminal and entry.kind == "wrapper":
+        if "init_eta" in parameters:  # takes a direction, emits a step
+            steps = optax.chain(adam, optax.scale_by_schedule(learning_rate))
+            return entry.make(**{**required, "inner": steps, "init_eta": 1.0})
+        if name in _GRADIENT_AT or (entry.terminal and entry.kind == "wrapper"):
             return entry.make(**{**required, "inner": optax.chain(adam, descend)})
         if entry.terminal:
             return optax.chain(adam, descend, entry.make(**required))

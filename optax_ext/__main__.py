@@ -30,7 +30,8 @@ def search(words: Sequence[str], kind: str | None = None) -> list[Entry]:
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    needs = ", ".join(entry.needs) or ("-" if entry.kind == "helper" else "gradients")
+    takes_gradients = entry.kind not in ("helper", "schedule", "diagnostic")
+    needs = ", ".join(entry.needs) or ("gradients" if takes_gradients else "-")
     return (
         entry.name,
         entry.reference,

@@ -13,7 +13,7 @@ def length(x: jax.Array, axis: Any = None, keepdims: bool = False) -> jax.Array:
     largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0.0)
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     # 1/scale would be infinite for subnormal numbers.
-    squares = jnp.sum(jnp.abs(x / scale) ** 2, axis=axis, keepdims=True)
+    squares = jnp.sum((jnp.abs(x) / scale) ** 2, axis=axis, keepdims=True)
     norm = scale * jnp.sqrt(squares)
     return norm if keepdims else jnp.squeeze(norm, axis=axis)
 

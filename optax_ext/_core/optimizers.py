@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import optax
 
 from optax_ext._core.checks import check_hyperparam, check_params, check_rate
@@ -37,6 +38,17 @@ def with_raw_gradient(
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
+def _precise(schedule: Any) -> Any:
+    """The schedule on the widest integer: an int32 makes float32 values under x64."""
+    if not callable(schedule):
+        return schedule
+
+    def at(count: jax.Array) -> Any:
+        return schedule(count.astype(int))
+
+    return at
+
+
 def finish(
     *links: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,
@@ -61,10 +73,9 @@ def finish(
     check_hyperparam(owner, weight_decay=weight_decay)
     decay = []
     if weight_decay is not None:
-        decay = [optax.add_decayed_weights(weight_decay, mask)]
-    tx = full_precision(
-        optax.chain(*links, *decay, optax.scale_by_learning_rate(learning_rate))
-    )
+        decay = [optax.add_decayed_weights(_precise(weight_decay), mask)]
+    descend = optax.scale_by_learning_rate(_precise(learning_rate))
+    tx = full_precision(optax.chain(*links, *decay, descend))
 
     def update(updates, state, params=None, **extra):
         if decay:

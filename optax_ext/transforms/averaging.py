@@ -31,6 +31,7 @@ class KalmanState(NamedTuple):
     variant="the scalar random-walk filter; the paper's own filter and area rule are "
     "not recoverable from it.",
     compared="golden kalman_average_params; steady-state gain; running mean at Q = 0",
+    terminal=True,
 )
 def kalman_average_params(
     process_noise: float = 1e-4,

@@ -36,6 +36,7 @@ class IndependentDecayState(NamedTuple):
     variant="decay behind the learning rate, on negated updates.",
     compared="goldens adamw_decoupled, sgdw; closed form for a zero gradient",
     example=lambda: {"weight_decay": 1e-4},
+    terminal=True,
 )
 def add_independent_weight_decay(
     weight_decay: optax.ScalarOrSchedule, mask: Any = None

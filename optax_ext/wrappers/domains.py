@@ -35,6 +35,7 @@ class FishState(NamedTuple):
     variant="the code's meta step, meta_lr / num_domains; the paper writes it bare.",
     compared="goldens fish_sgd, fish_adam; optax.lookahead",
     example=lambda: {"inner": optax.sgd(0.1), "meta_lr": 1.5, "num_domains": 2},
+    terminal=True,
 )
 def fish(
     inner: optax.GradientTransformation,

@@ -25,6 +25,7 @@ from optax_ext._core.states import scalar_dtype
     variant="the inner optimizer starts afresh at every outer step.",
     compared="golden proxy_prox; closed forms on quadratics",
     example=lambda: {"inner": optax.sgd(0.1), "inner_steps": 2},
+    terminal=True,
 )
 def proxy_prox(
     inner: optax.GradientTransformation, prox_step: float = 1.0, inner_steps: int = 20

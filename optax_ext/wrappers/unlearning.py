@@ -36,6 +36,7 @@ class RefreshState(NamedTuple):
         "noise_scale": 1e-3,
         "normalize": True,
     },
+    terminal=True,
 )
 def refresh(
     inner: optax.GradientTransformation,

@@ -75,8 +75,11 @@ def check(method: Method, problem, alone, sharded) -> None:
             where = jax.tree_util.keystr(path)
             raise AssertionError(f"state{where} has sharding {leaf.sharding}")
     # Sums over devices are in another order: some tens of roundings of float32.
-    got = [jax.tree.map(np.asarray, updates) for updates in many.updates]
-    assert_close(got, one.updates, rtol=1e-5)
+    got, want = (
+        jax.tree.map(lambda *steps: np.stack(steps), *run.updates)
+        for run in (many, one)
+    )
+    assert_close(got, want, rtol=1e-5)
 
 
 if __name__ == "__main__":

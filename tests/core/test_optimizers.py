@@ -62,3 +62,15 @@ def test_adams_hyper_parameters_are_checked_in_the_name_of_the_method():
 def test_optimizers_around_adam_refuse_a_decay_rate_of_1(make):
     with pytest.raises(ValueError, match=r"b2 must lie in \[0.0, 1.0\), got 1.0"):
         make(0.1, b2=1.0)
+
+
+@pytest.mark.usefixtures("x64")
+def test_schedules_are_read_in_float64_under_x64():
+    schedule = optax.linear_schedule(0.3, 0.1, 7)
+    tx = ox.lion_k(schedule, weight_decay=0.0)
+    x = jnp.ones(1)
+    state = tx.init(x)
+    for step in range(4):
+        updates, state = tx.update(x, state, x)
+        want = -(0.3 + (0.1 - 0.3) * step / 7)
+        np.testing.assert_allclose(updates, [want], rtol=1e-15)
