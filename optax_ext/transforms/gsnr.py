@@ -82,7 +82,7 @@ def scale_by_gsnr(
 
     Example:
       >>> import jax.numpy as jnp, optax_ext as ox
-      >>> each = jnp.array([[1.0, 3.0], [1.2, -1.0]])  # entry 0 agrees, entry 1 does not
+      >>> each = jnp.array([[1.0, 3.0], [1.2, -1.0]])  # examples
       >>> g, tx = each.mean(axis=0), ox.scale_by_gsnr()
       >>> print(tx.update(g, tx.init(g), per_example_grads=each)[0])
       [1.1 0.1]
@@ -105,22 +105,18 @@ def scale_by_gsnr(
         else:
             each = None
 
-        def alone(m, slots, each, squares):
-            r = _ratio(m, each, squares, eps)
-            return jnp.clip(r, gamma, 1) * m, slots
+        count = None if b3 is None else next_count(state.count)
 
-        def averaged(m, slots, each, squares):
-            (p,), t = slots, count.astype(m.real.dtype)
+        def rule(m, slots, each, squares):
             r = jnp.clip(_ratio(m, each, squares, eps), gamma, 1)
-            p = b3 * p + (1 - b3) * r
-            return p / (1 - b3**t) * m, (p,)
+            if b3 is not None and count is not None:
+                p = b3 * slots[0] + (1 - b3) * r
+                slots, r = (p,), p / (1 - b3 ** count.astype(r.dtype))
+            return r * m, slots
 
-        owner, others = "scale_by_gsnr", (each, squares)
-        if b3 is None:
-            return map_leaves(alone, updates, (), others, owner=owner)[0], state
-        count = next_count(state.count)
-        out, (p,) = map_leaves(averaged, updates, (state.ratio,), others, owner=owner)
-        return out, GsnrState(count, p)
+        slots, others = () if count is None else (state.ratio,), (each, squares)
+        out, slots = map_leaves(rule, updates, slots, others, owner="scale_by_gsnr")
+        return out, state if count is None else GsnrState(count, *slots)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

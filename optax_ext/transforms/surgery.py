@@ -39,8 +39,8 @@ class BloopState(NamedTuple):
     needs=("aux_grads",),
     state="1 (average of the main gradient)",
     slots=1,
-    variant="average updated before the projection; 'zeros' as the official README "
-    "says, where the function says 'grad' and the training scripts pass the parameters.",
+    variant="average updated before the projection; 'zeros' as the official README; "
+    "the function says 'grad', and the training scripts pass it the parameters.",
     compared="golden bloop",
 )
 def bloop(
