@@ -161,9 +161,10 @@ def project_out_subspace(
 
     Returns:
       A link without state that needs the extra argument ``bases``: a tree like params,
-      each entry None or M. Rows of M are in the order of ``leaf.reshape(fan_in, -1)``,
-      for a convolution kernel (height, width, in). Zero columns do nothing, so padding
-      with them keeps shapes static from task to task.
+      each entry None or M; None alone where no leaf has one. Rows of M are in the order
+      of ``leaf.reshape(fan_in, -1)``, for a convolution kernel (height, width, in).
+      Zero columns do nothing, so padding with them keeps shapes static from task to
+      task. Inside `bucketed`, leaves of one shape need bases of one shape.
 
     Raises:
       ValueError: in `update` without ``bases``, or for a basis whose rows do not divide
@@ -177,6 +178,7 @@ def project_out_subspace(
       [[0. 0. 0.]
        [1. 1. 1.]]
     """
+    owner = "project_out_subspace"
 
     def rule(g, slots, basis):
         if basis is None or basis.shape[0] == 0:
@@ -188,8 +190,9 @@ def project_out_subspace(
 
     def update(updates, state, params=None, **extra):
         del params
-        bases = require("project_out_subspace", extra, "bases")
-        return map_leaves(rule, updates, (), (bases,))[0], state
+        # None is a tree without any basis, and not an argument left out.
+        bases = extra["bases"] if "bases" in extra else require(owner, extra, "bases")
+        return map_leaves(rule, updates, (), (bases,), owner=owner)[0], state
 
     return optax.GradientTransformationExtraArgs(
         lambda params: optax.EmptyState(), update
