@@ -4,6 +4,9 @@ Written in linen, because its parameters are a plain tree: the loss is a pure fu
 of them, and `optax_ext.make_train_step` takes it as it is.
 """
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -73,3 +76,35 @@ def loss(model: Decoder, params: optax.Params, window: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(
         logits(model, params, window), window[:, 1:].astype(jnp.int32)
     ).mean()
+
+
+def extra_args(model: Decoder, needs: Iterable[str]) -> dict[str, Callable[..., Any]]:
+    """Functions of (params, window) for the extra arguments among `needs`."""
+
+    def auxiliary(params, window):  # keeps the logits' scale, as language models do
+        return jnp.mean(jax.nn.logsumexp(logits(model, params, window), axis=-1) ** 2)
+
+    def gradient(params, window):
+        return jax.grad(loss, argnums=1)(model, params, window)
+
+    def error_mass(params, window):
+        log_probs = jax.nn.log_softmax(logits(model, params, window))
+        labels = window[:, 1:, None].astype(jnp.int32)
+        return -jnp.mean(jnp.expm1(jnp.take_along_axis(log_probs, labels, axis=-1)))
+
+    known = {
+        "aux_grads": jax.grad(auxiliary),
+        "aux_value_fn": lambda params, window: -loss(model, params, window),
+        # A cheaper proxy: a quarter of the batch.
+        "proxy_value_fn": lambda params, window: loss(
+            model, params, window[: max(1, window.shape[0] // 4)]
+        ),
+        "error_mass": error_mass,
+        # No subspace to keep: every leaf as it is.
+        "bases": lambda params, window: jax.tree.map(lambda _: None, params),
+        # The empirical Fisher of the batch.
+        "hessian_diag": lambda params, window: jax.tree.map(
+            jnp.square, gradient(params, window)
+        ),
+    }
+    return {name: known[name] for name in needs if name in known}

@@ -8,7 +8,7 @@ weight decay is of the same size in all of them.
 
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optax
 
@@ -18,6 +18,8 @@ from optax_ext._core import catalogue
 _ADAM_GRID = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 _SIGN_GRID = (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)
 _UNTUNED = 1e-3
+
+_KINDS = ("optimizer", "link", "wrapper", "aggregator")
 
 Make = Callable[[optax.Schedule], optax.GradientTransformation]
 
@@ -29,11 +31,15 @@ class Recipe(NamedTuple):
       make: schedule of the learning rate in, optimizer out.
       learning_rate: peak of the schedule.
       grid: learning rates of the sweep.
+      needs: extra arguments to pass, beside those that every step passes.
+      gradient_at: where to take the gradient, if not at the parameters.
     """
 
     make: Make
     learning_rate: float
     grid: tuple[float, ...]
+    needs: tuple[str, ...] = ()
+    gradient_at: Callable[[Any, Any], Any] | None = None
 
 
 def _adamw(learning_rate: optax.Schedule) -> optax.GradientTransformation:
@@ -97,11 +103,16 @@ OPTIMIZERS: dict[str, Recipe] = {
 }
 
 
+_GRADIENT_AT: dict[str, Callable[[Any, Any], Any]] = {}
+"""Methods that take the gradient elsewhere, and where."""
+
+
 def recipes(names: str) -> dict[str, Recipe]:
     """Recipes for names separated by commas, from the table above or the catalogue.
 
     ``NAME=LR`` sets the learning rate. A link of the catalogue is followed by the
-    learning rate; a wrapper goes around Adam.
+    learning rate; a wrapper goes around Adam (around Adam with its learning rate, if it
+    wraps finished optimizers); an aggregator takes the gradients of the examples.
 
     Raises:
       ValueError: for a name that is in neither, or a learning rate that is no number.
@@ -119,7 +130,7 @@ def recipes(names: str) -> dict[str, Recipe]:
 
 
 def _from_catalogue(name: str) -> Recipe:
-    known = {e.name: e for e in catalogue.entries("optimizer", "link", "wrapper")}
+    known = {e.name: e for e in catalogue.entries(*_KINDS)}
     if name not in known:
         raise ValueError(f"unknown optimizer {name!r}; {_known()}")
     entry = known[name]
@@ -129,16 +140,41 @@ def _from_catalogue(name: str) -> Recipe:
         if inspect.signature(entry.make).parameters[key].default is inspect._empty
     }
 
-    def make(learning_rate: optax.Schedule) -> optax.GradientTransformation:
-        if entry.kind == "optimizer":
-            return entry.make(**{**required, "learning_rate": learning_rate})
-        if entry.kind == "wrapper":
-            required["inner"] = optax.scale_by_adam(b1=0.9, b2=0.95)
-        link = entry.make(**required)
-        return optax.chain(link, optax.scale_by_learning_rate(learning_rate))
+    parameters = inspect.signature(entry.make).parameters
 
+    def make(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        descend = optax.scale_by_learning_rate(learning_rate)
+        if entry.kind == "optimizer":
+            rate = {"learning_rate": learning_rate}
+            if "schedule" in parameters:  # decay goes by the schedule alone
+                rate = {"learning_rate": 1.0, "schedule": learning_rate}
+            return entry.make(**{**required, **rate})
+        adam = optax.scale_by_adam(b1=0.9, b2=0.95)
+        if entry.terminal:
+            return entry.make(**{**required, "inner": optax.chain(adam, descend)})
+        if entry.kind == "wrapper":
+            required["inner"] = adam
+        link = entry.make(**required)
+        if entry.kind == "aggregator":
+            link = _of_examples(link)
+        return optax.chain(link, descend)
+
+    needs = entry.needs
+    if entry.kind == "aggregator":
+        needs = (*needs, "per_example_grads")
     grid = tuple(_UNTUNED * 2.0**k for k in range(-2, 3))
-    return Recipe(make, _UNTUNED, grid)
+    return Recipe(make, _UNTUNED, grid, needs, _GRADIENT_AT.get(name))
+
+
+def _of_examples(aggregator: Any) -> optax.GradientTransformationExtraArgs:
+    """Give an aggregator the gradients of the examples in place of their mean."""
+
+    def update(updates, state, params=None, **extra):
+        del updates
+        return aggregator.update(extra["per_example_grads"], state, params, **extra)
+
+    aggregator = optax.with_extra_args_support(aggregator)
+    return optax.GradientTransformationExtraArgs(aggregator.init, update)
 
 
 def _positive(rate: str, item: str) -> float:
@@ -152,7 +188,7 @@ def _positive(rate: str, item: str) -> float:
 
 
 def _known() -> str:
-    others = [e.name for e in catalogue.entries("optimizer", "link", "wrapper")]
+    others = [e.name for e in catalogue.entries(*_KINDS)]
     return (
         f"tuned here: {', '.join(OPTIMIZERS)}; "
         f"in the catalogue: {', '.join(n for n in others if n not in OPTIMIZERS)}"

@@ -1,6 +1,7 @@
 """Training runs that can be stopped at any moment and go on bit-equal."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import signal
@@ -15,7 +16,7 @@ import optax
 import orbax.checkpoint as ocp
 
 import optax_ext as ox
-from benchmarks import _data, _model
+from benchmarks import _data, _model, _optimizers
 
 CHUNK = 10  # steps in one compiled call
 _WARMUP = 0.05  # share of the steps
@@ -51,12 +52,13 @@ class Trainer:
     Attributes:
       parameters: number of parameters of the model.
       state_bytes: bytes of optimizer state per parameter, from its abstract shapes.
-      compile_seconds: time to trace and compile the training step.
+      chunk: jitted (state, text, starts, peak) -> (state, mean loss) over some steps.
+      arguments: what it takes, as shapes.
     """
 
     def __init__(
         self,
-        make: Callable[[optax.Schedule], optax.GradientTransformation],
+        recipe: _optimizers.Recipe,
         problem: Problem,
         corpus: _data.Corpus,
     ):
@@ -76,7 +78,7 @@ class Trainer:
 
         # The peak is an argument of the compiled step, so that a sweep compiles once.
         def optimizer(peak: jax.Array | float) -> optax.GradientTransformation:
-            return make(lambda count: peak * shape(count))
+            return recipe.make(lambda count: peak * shape(count))
 
         def initial(seed: jax.Array | int) -> tuple[optax.Params, optax.OptState]:
             key = jax.random.key(seed)
@@ -85,7 +87,13 @@ class Trainer:
 
         def advance(state, text, starts, peak):
             step = ox.make_train_step(
-                loss_fn, optimizer(peak), logits_fn=logits_fn, jit=False
+                loss_fn,
+                optimizer(peak),
+                logits_fn=logits_fn,
+                per_example_grads="per_example_grads" in recipe.needs,
+                extra_args=_model.extra_args(model, recipe.needs),
+                gradient_at=recipe.gradient_at,
+                jit=False,
             )
 
             def body(state, starts):
@@ -109,13 +117,25 @@ class Trainer:
             / self.parameters
         )
         starts = jax.ShapeDtypeStruct((CHUNK, problem.batch), jnp.int32)
+        peak = jax.ShapeDtypeStruct((), jnp.float32)
+        self.chunk = jax.jit(advance, donate_argnums=0)
+        self.arguments = (abstract, self.text, starts, peak)
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[Any, float]:
         started = time.perf_counter()
-        self.advance = (
-            jax.jit(advance, donate_argnums=0)
-            .lower(abstract, self.text, starts, jnp.float32(1.0))
-            .compile()
-        )
-        self.compile_seconds = time.perf_counter() - started
+        compiled = self.chunk.lower(*self.arguments).compile()
+        return compiled, time.perf_counter() - started
+
+    @property
+    def advance(self) -> Callable[..., Any]:
+        """The compiled chunk of steps."""
+        return self._compiled[0]
+
+    @property
+    def compile_seconds(self) -> float:
+        """Time to trace and compile it."""
+        return self._compiled[1]
 
 
 @dataclasses.dataclass

@@ -7,8 +7,6 @@ ratios of neighbours, with its interquartile range: a machine that is busy slows
 """
 
 import pathlib
-import statistics
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +15,7 @@ import optax
 from absl import app, flags
 
 import optax_ext as ox
-from benchmarks import _report
+from benchmarks import _report, _timing
 
 _REPEATS = flags.DEFINE_integer("repeats", 40, "Timed pairs of calls.", lower_bound=1)
 _LEAVES = flags.DEFINE_integer("leaves", 800, "Leaves of the tree of small ones.")
@@ -70,55 +68,18 @@ def trees():
     return {"4 leaves of 2048x2048": large, f"{len(small)} leaves of 64x64": small}
 
 
-def compiled_step(tx, params):
-    """One update with donated gradient and state, compiled; seconds to get there."""
-    grads = jax.tree.map(lambda p: 0.1 * p, params)
-    state = jax.jit(tx.init)(params)
-
-    def step(grads, state):
-        updates, state = tx.update(grads, state)
-        return updates, state
-
-    start = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(grads, state).compile()
-    return compiled, grads, state, time.perf_counter() - start
-
-
-def bytes_moved(compiled) -> float:
-    """Bytes that the compiled program reads and writes, as XLA counts them."""
-    analysis = compiled.cost_analysis()
-    return float(
-        (analysis[0] if isinstance(analysis, list) else analysis)["bytes accessed"]
-    )
-
-
 def compare(ours, theirs, params) -> dict[str, float]:
     """Step time and bytes of `ours` over `theirs`."""
-    runs = [compiled_step(tx, params) for tx in (ours, theirs)]
-    programs = [run[0] for run in runs]
-    carried = [run[1:3] for run in runs]
-
-    def timed(i):
-        start = time.perf_counter()
-        carried[i] = jax.block_until_ready(programs[i](*carried[i]))
-        return time.perf_counter() - start
-
-    for i in (0, 1):
-        timed(i)
-    ratios, seconds = [], []
-    for k in range(_REPEATS.value):
-        order = (0, 1) if k % 2 else (1, 0)
-        pair = {i: timed(i) for i in order}
-        ratios.append(pair[0] / pair[1])
-        seconds.append(pair[0])
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    programs = [_timing.compiled_update(tx, params) for tx in (ours, theirs)]
+    mine, its = (_timing.repeating(program) for program in programs)
+    ratio = _timing.alternate(mine, its, _REPEATS.value)
     return {
-        "time ratio": middle,
-        "time ratio, lower quartile": low,
-        "time ratio, upper quartile": high,
-        "step ms": 1e3 * statistics.median(seconds),
-        "bytes ratio": bytes_moved(programs[0]) / bytes_moved(programs[1]),
-        "compile ratio": runs[0][3] / runs[1][3],
+        "time ratio": ratio.median,
+        "time ratio, lower quartile": ratio.low,
+        "time ratio, upper quartile": ratio.high,
+        "step ms": 1e3 * ratio.first_seconds,
+        "bytes ratio": programs[0].bytes_moved / programs[1].bytes_moved,
+        "compile ratio": programs[0].seconds / programs[1].seconds,
     }
 
 
@@ -147,7 +108,7 @@ def main(argv):
             ox.scale_by_lion_k(), optax.scale_by_lion(), params
         )
     seconds = {
-        name: compiled_step(tx, params)[3]
+        name: _timing.compiled_update(tx, params).seconds
         for name, tx in (
             ("unbucketed", orthogonalize()),
             ("bucketed", ox.bucketed(orthogonalize())),

@@ -158,7 +158,7 @@ def train(
             bar.update(task, description=f"{job}: compiling")
             if job.optimizer not in trainers:
                 trainers[job.optimizer] = _training.Trainer(
-                    recipes[job.optimizer].make, settings, corpus
+                    recipes[job.optimizer], settings, corpus
                 )
             run = _training.Run(trainers[job.optimizer], job.seed, job.learning_rate)
             folder = unfinished.checkpoints(job)

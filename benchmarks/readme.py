@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import app
 
-from optax_ext.__main__ import markdown_table
+from optax_ext.__main__ import markdown_table, reused_table
 from optax_ext._core.catalogue import entries
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -26,6 +26,7 @@ def tables() -> dict[str, str]:
     """Every table of the README by the name of its markers."""
     return {
         "methods": markdown_table(entries()),
+        "reused": reused_table(),
         "quickstart": _quickstart(
             json.loads((RESULTS / "quickstart.json").read_text())
         ),

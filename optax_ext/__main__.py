@@ -9,6 +9,7 @@ from absl import app, flags
 
 import optax_ext as ox
 from optax_ext._core.catalogue import KINDS, Entry, entries
+from optax_ext._core.reused import IN_OPTAX, Reused
 
 _KIND = flags.DEFINE_enum("kind", None, KINDS, "Only methods of this kind.")
 _MARKDOWN = flags.DEFINE_bool("markdown", False, "Print a Markdown table.")
@@ -50,6 +51,20 @@ def markdown_table(found: Iterable[Entry]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def search_optax(words: Sequence[str]) -> list[Reused]:
+    """Methods that optax has, with every word in any field."""
+    return [r for r in IN_OPTAX if all(w.lower() in " ".join(r).lower() for w in words)]
+
+
+def reused_table() -> str:
+    """The README's table of methods that optax has."""
+    rows = [("method", "use", "what to know"), ("---",) * 3]
+    for method, arxiv, use, note in IN_OPTAX:
+        link = f"[{method}](https://arxiv.org/abs/{arxiv})"
+        rows.append((link, f"`{use}`", note))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def _terminal_table(found: Iterable[Entry], width: int) -> str:
     """Columns wrapped to the width of the terminal."""
     rows = [_COLUMNS, *map(_row, found)]
@@ -74,7 +89,8 @@ def _terminal_table(found: Iterable[Entry], width: int) -> str:
 def main(argv: Sequence[str]) -> None:
     """Search the catalogue and print what was found."""
     found = search(argv[1:], _KIND.value)
-    if not found:
+    in_optax = [] if _KIND.value else search_optax(argv[1:])
+    if not found and not in_optax:
         sys.exit(f"Nothing in the catalogue matches {' '.join(argv[1:])!r}.")
     if _CITE.value:
         print(ox.cite(*(entry.name for entry in found)))
@@ -83,6 +99,10 @@ def main(argv: Sequence[str]) -> None:
     else:
         print(_terminal_table(found, shutil.get_terminal_size((120, 24)).columns))
         print(f"{len(found)} of {len(list(entries()))} methods")
+        for method, arxiv, use, note in in_optax:
+            print(
+                textwrap.fill(f"{method}, arXiv:{arxiv}: optax has it, {use}; {note}")
+            )
 
 
 if __name__ == "__main__":

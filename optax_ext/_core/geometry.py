@@ -28,6 +28,26 @@ def tangent(x: jax.Array, w: jax.Array, axis: Any = None) -> jax.Array:
     return x - unit * jnp.sum(unit * x, axis=axis, keepdims=True)
 
 
+def to_sphere(
+    u: jax.Array, w: jax.Array, radius: jax.Array, axis: Any = None, eps: float = 0.0
+) -> jax.Array:
+    r"""The update that takes w to :math:`r y / |y|`, where :math:`y = w + u`.
+
+    u itself where the radius r or :math:`|y|` is at most eps: radius 0 means free.
+
+    Args:
+      u: an update of w.
+      w: an array.
+      radius: length along `axis`, with that axis kept; a scalar for the whole array.
+      axis: axes of a length; None is the whole array.
+      eps: smallest length that has a direction.
+    """
+    y = w + u
+    norm = length(y, axis, keepdims=axis is not None)
+    held = (radius > eps) & (norm > eps)
+    return jnp.where(held, y / jnp.where(held, norm, 1) * radius - w, u)
+
+
 def inner_product(a: Any, b: Any, owner: str = "update") -> jax.Array:
     """The real inner product of two trees, in float32 or wider.
 

@@ -1,5 +1,6 @@
 """The quickstart in its short form, as a user meets it: from the command line."""
 
+import functools
 import json
 import math
 import os
@@ -8,9 +9,11 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from benchmarks import _data, _optimizers, _summary, _training
+from optax_ext._core import catalogue
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -146,14 +149,31 @@ def test_a_rate_after_the_name_overrides_the_table():
 @pytest.mark.parametrize("name", ["grams_adamw", "scale_by_lion_k", "grams"])
 def test_optimizers_links_and_wrappers_of_the_catalogue_train_by_name(name):
     recipe = _optimizers.recipes(name)[name]
-    problem = _training.Problem(
-        steps=20, batch=2, length=16, width=16, layers=1, validation=4
-    )
-    corpus = _data.Corpus.of_standard_library()
-    run = _training.Run(_training.Trainer(recipe.make, problem, corpus), 0, 1e-3)
+    run = _training.Run(_training.Trainer(recipe, TINY, corpus()), 0, 1e-3)
     while not run.done:
         run.advance()
     assert run.curve.train_loss[1] < run.curve.train_loss[0]
+
+
+TINY = _training.Problem(steps=20, batch=2, length=16, width=16, layers=1, validation=4)
+
+
+@functools.cache
+def corpus() -> _data.Corpus:
+    return _data.Corpus.of_standard_library()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [e.name for e in catalogue.entries("optimizer", "link", "wrapper", "aggregator")],
+)
+def test_every_gradient_method_of_the_catalogue_makes_a_step_by_its_name(name):
+    recipe = _optimizers.recipes(name)[name]
+    trainer = _training.Trainer(recipe, TINY, corpus())
+    before = trainer.arguments[0]
+    after, loss = jax.eval_shape(trainer.chunk, *trainer.arguments)
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    assert loss.shape == ()
 
 
 def test_a_base_and_its_cautious_variant_are_tuned_over_the_same_rates():
