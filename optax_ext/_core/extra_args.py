@@ -18,6 +18,9 @@ TREES = (
 )
 """Trees like params (`per_example_grads`: with a leading example axis)."""
 
+MATRIX_TREES = ("bases",)
+"""Trees like params with a matrix or None at each leaf."""
+
 FUNCTIONS = ("value_fn", "obj_fn", "logits_fn", "aux_value_fn", "proxy_value_fn")
 """Functions of params that return arrays."""
 
@@ -28,14 +31,13 @@ VALUES = (
     "value",
     "error_mass",
     "sampled_labels",
-    "bases",
     "inputs",
     "activations",
     "preact_grads",
 )
 """What a view hands on as it is: scalars, labels, and trees by layer."""
 
-NAMES = (*TREES, *FUNCTIONS, *TREE_FUNCTIONS, *VALUES)
+NAMES = (*TREES, *MATRIX_TREES, *FUNCTIONS, *TREE_FUNCTIONS, *VALUES)
 """The whole vocabulary."""
 
 ALIASES = {"value_fn": "obj_fn"}

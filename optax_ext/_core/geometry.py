@@ -54,16 +54,17 @@ def inner_product(a: Any, b: Any, owner: str = "update") -> jax.Array:
     Leaves of `b` at the holes of `a` do not count.
     """
     leaves, (others,), _ = flatten_like(a, b, owner=owner)
-    total = jnp.zeros((), jnp.float32)
+    parts = []
     for x, y in zip(leaves, others, strict=True):
         if is_hole(x):
             continue
         for u, v in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
             dtype = computing_dtype(u, v)
-            part = jnp.vdot(u.astype(dtype), v.astype(dtype)).real
-            wide = jnp.promote_types(total.dtype, part.dtype)
-            total = total.astype(wide) + part.astype(wide)
-    return total
+            parts.append(jnp.vdot(u.astype(dtype), v.astype(dtype)).real)
+    if not parts:
+        return jnp.zeros((), jnp.float32)
+    wide = computing_dtype(*parts)
+    return jnp.sum(jnp.stack([part.astype(wide) for part in parts]))
 
 
 def tree_length(tree: Any) -> jax.Array:

@@ -71,6 +71,12 @@ def _translate(view: View, like: Any, name: str, value: Any) -> Any:
         return None
     if name in names.TREES:
         return view.to(value)
+    if name in names.MATRIX_TREES:
+        # A view has no place for None; a matrix without entries says the same.
+        empty = jnp.zeros((0, 0), jnp.float32)
+        return view.to(
+            jax.tree.map(lambda m: empty if m is None else m, value, is_leaf=is_hole)
+        )
     if name in names.FUNCTIONS:
         return lambda seen: value(_cast_like(view.back(seen), like))
     if name in names.TREE_FUNCTIONS:

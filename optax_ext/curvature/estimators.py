@@ -31,25 +31,12 @@ from optax_ext._core.checks import (
     check_rate,
 )
 from optax_ext._core.extra_args import require
+from optax_ext._core.keys import KeyState, key_state
 from optax_ext._core.leaves import init_leaves, map_leaves, next_count
 from optax_ext._core.trees import computing_dtype
 
 _SOPHIA = "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model "
 SOPHIA_TITLE = _SOPHIA + "Pre-training"
-
-
-class KeyState(NamedTuple):
-    """State of a random estimator: raw key data, which serialises as an array."""
-
-    key: jax.Array
-
-
-def _key_state(key: jax.Array | None) -> tuple[jax.Array, Any]:
-    """Key data to store, and the implementation to wrap it with."""
-    typed = jax.random.key(0) if key is None else key
-    if not jnp.issubdtype(typed.dtype, jax.dtypes.prng_key):
-        typed = jax.random.wrap_key_data(typed)
-    return jax.random.key_data(typed), jax.random.key_impl(typed)
 
 
 def _wide(x: jax.Array) -> jax.Array:
@@ -96,7 +83,7 @@ def hutchinson_diag(
     """
     check_choice("hutchinson_diag", "probe", probe, ("rademacher", "gaussian"))
     check_interval("hutchinson_diag", num_samples=num_samples)
-    data, impl = _key_state(key)
+    data, impl = key_state(key)
     sampler = jax.random.rademacher if probe == "rademacher" else jax.random.normal
 
     def init(params):
@@ -171,7 +158,7 @@ def gauss_newton_bartlett_diag(
     """
     if batch_size is not None:
         check_interval("gauss_newton_bartlett_diag", batch_size=batch_size)
-    data, impl = _key_state(key)
+    data, impl = key_state(key)
 
     def init(params):
         del params

@@ -4,8 +4,18 @@ Pure functions without a trainer. They return one value per element, sample or t
 leave the mean to you; `optax_ext.losses.policy` says which policy loss to reach for.
 """
 
-from optax_ext.losses.domains import idgm_loss
-from optax_ext.losses.flow_policy import flow_sde_step, gaussian_step_log_prob
+from optax_ext.losses.classification import (
+    normalized_sigmoid_binary_cross_entropy,
+    normalized_softmax_cross_entropy_with_integer_labels,
+    stablemax_cross_entropy_with_integer_labels,
+)
+from optax_ext.losses.domains import (
+    idgm_loss,
+)
+from optax_ext.losses.flow_policy import (
+    flow_sde_step,
+    gaussian_step_log_prob,
+)
 from optax_ext.losses.grpo_guard import (
     denoising_step_weights,
     grpo_guard_loss,
@@ -26,5 +36,8 @@ __all__ = [
     "grpo_guard_loss",
     "idgm_loss",
     "normalized_log_ratio",
+    "normalized_sigmoid_binary_cross_entropy",
+    "normalized_softmax_cross_entropy_with_integer_labels",
     "ppo_clip_loss",
+    "stablemax_cross_entropy_with_integer_labels",
 ]

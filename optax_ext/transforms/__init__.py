@@ -18,6 +18,9 @@ from optax_ext.transforms.decoupled import (
     normalized_weight_decay,
     sgdw,
 )
+from optax_ext.transforms.error_mass import (
+    scale_by_inverse_error_mass,
+)
 from optax_ext.transforms.fisher import (
     FAdamState,
     fadam,
@@ -27,6 +30,17 @@ from optax_ext.transforms.gravity import (
     GravityState,
     gravity,
     scale_by_gravity,
+)
+from optax_ext.transforms.greedy import (
+    greedy_block_update,
+)
+from optax_ext.transforms.gsnr import (
+    GsnrState,
+    scale_by_gsnr,
+    vr_adam,
+    vr_lamb,
+    vr_momentum,
+    vr_sgd,
 )
 from optax_ext.transforms.inertial import (
     InnapropState,
@@ -50,6 +64,10 @@ from optax_ext.transforms.mup import (
     mup_widths,
     scale_by_mup,
 )
+from optax_ext.transforms.per_example import (
+    multiplicative_example_noise,
+    normalized_dp_aggregate,
+)
 from optax_ext.transforms.radial import (
     adamp,
     project_radial,
@@ -71,6 +89,12 @@ from optax_ext.transforms.subgradient import (
     GeometricSubgradientState,
     scale_by_geometric_subgradient,
 )
+from optax_ext.transforms.surgery import (
+    BloopState,
+    bloop,
+    project_out_subspace,
+    update_gradient_memory,
+)
 from optax_ext.transforms.swats import (
     SwatsState,
     swats,
@@ -85,11 +109,13 @@ from optax_ext.transforms.widths import (
 )
 
 __all__ = [
+    "BloopState",
     "CautiousDecayState",
     "DiffGradState",
     "FAdamState",
     "GeometricSubgradientState",
     "GravityState",
+    "GsnrState",
     "IndependentDecayState",
     "InitNormState",
     "InnapropState",
@@ -105,10 +131,12 @@ __all__ = [
     "adamw_decoupled",
     "add_cautious_decayed_weights",
     "add_independent_weight_decay",
+    "bloop",
     "diffgrad",
     "effective_learning_rate",
     "fadam",
     "gravity",
+    "greedy_block_update",
     "init_mlp_lopt",
     "innaprop",
     "kalman_average_params",
@@ -117,9 +145,12 @@ __all__ = [
     "lion_k",
     "lion_kernel",
     "mars",
+    "multiplicative_example_noise",
     "mup_widths",
+    "normalized_dp_aggregate",
     "normalized_weight_decay",
     "perp_grad",
+    "project_out_subspace",
     "project_radial",
     "project_to_init_norm",
     "scale_by_adam_atan2",
@@ -128,6 +159,8 @@ __all__ = [
     "scale_by_fadam",
     "scale_by_geometric_subgradient",
     "scale_by_gravity",
+    "scale_by_gsnr",
+    "scale_by_inverse_error_mass",
     "scale_by_lion_k",
     "scale_by_mars_correction",
     "scale_by_mlp_lopt",
@@ -136,4 +169,9 @@ __all__ = [
     "sgdp",
     "sgdw",
     "swats",
+    "update_gradient_memory",
+    "vr_adam",
+    "vr_lamb",
+    "vr_momentum",
+    "vr_sgd",
 ]

@@ -63,6 +63,12 @@ def _stack(leaves: list[Any]) -> Any:
     first = leaves[0]
     if isinstance(first, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct((len(leaves), *first.shape), first.dtype)
+    shapes = [leaf.shape for leaf in leaves]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"bucketed: leaves of one stack meet arrays of shapes {shapes} in an extra "
+            "argument; pad bases with zero columns to one shape"
+        )
     return jnp.stack(leaves)
 
 
