@@ -1,9 +1,8 @@
-"""What links and wrappers share about states: finding one, filling one, keys."""
+"""What links and wrappers share about states: finding one, filling one."""
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from optax_ext._core.trees import computing_dtype, flatten_like, is_hole
@@ -54,15 +53,3 @@ def scalar_dtype(params: Any) -> np.dtype:
     leaves = jax.tree.leaves(params)
     dtype = computing_dtype(*leaves) if leaves else np.dtype(np.float32)
     return np.finfo(dtype).dtype  # of a complex type: that of its parts
-
-
-def raw_key(key: jax.Array | None) -> tuple[jax.Array, Any]:
-    """Key data, which serialises as an array, and the implementation to wrap it with.
-
-    Args:
-      key: a typed or an old-style key; None is ``jax.random.key(0)``.
-    """
-    typed = jax.random.key(0) if key is None else key
-    if not jnp.issubdtype(typed.dtype, jax.dtypes.prng_key):
-        typed = jax.random.wrap_key_data(typed)
-    return jax.random.key_data(typed), jax.random.key_impl(typed)

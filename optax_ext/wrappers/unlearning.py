@@ -10,8 +10,8 @@ from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_hyperparam, check_interval, check_params
 from optax_ext._core.extra_args import require
 from optax_ext._core.geometry import length
+from optax_ext._core.keys import key_state
 from optax_ext._core.leaves import init_leaves, map_leaves
-from optax_ext._core.states import raw_key
 
 
 class RefreshState(NamedTuple):
@@ -98,7 +98,7 @@ def refresh(
     check_hyperparam("refresh", low=0.0, open_low=True, damping=damping)
     check_interval("refresh", num_unlearn=num_unlearn)
     inner = optax.with_extra_args_support(inner)
-    data, impl = raw_key(key)
+    data, impl = key_state(key)
 
     def init(params):
         return RefreshState(jnp.array(data), inner.init(params))

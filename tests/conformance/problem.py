@@ -100,7 +100,8 @@ class Objective:
                 lambda g: jnp.stack([g / 2, g + g / 2]), grad
             ),
             "grad_sq_mean": jax.tree.map(lambda g: g**2 + g**2 / 4, grad),
-            "bases": jax.tree.map(_basis, params),
+            # With a basis, one direction could never move.
+            "bases": jax.tree.map(lambda p: None, params),
             "aux_grads": jax.tree.map(lambda g: g[::-1] if g.ndim else -g, grad),
             "error_mass": jnp.tanh(value),
         }
@@ -147,6 +148,7 @@ class Softmax(Objective):
         return {
             **super().arrays(params),
             "per_example_grads": each,
+            "bases": jax.tree.map(_basis, params),
             "grad_sq_mean": squares,
             "sampled_labels": jnp.asarray((self.labels + 1) % CLASSES),
         }

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from optax_ext._core.states import fill, find_state, raw_key, scalar_dtype
+from optax_ext._core.keys import key_state
+from optax_ext._core.states import fill, find_state, scalar_dtype
 
 
 class Wanted(NamedTuple):
@@ -60,11 +61,11 @@ def test_scalars_of_state_are_float32_unless_a_leaf_is_float64():
 
 @pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
 def test_typed_and_raw_keys_give_the_same_data(make):
-    data, impl = raw_key(make(3))
+    data, impl = key_state(make(3))
     key = jax.random.wrap_key_data(data, impl=impl)
     assert data.dtype == jnp.uint32
     assert jax.random.bits(key) == jax.random.bits(jax.random.key(3))
 
 
 def test_no_key_is_key_0():
-    np.testing.assert_array_equal(raw_key(None)[0], raw_key(jax.random.key(0))[0])
+    np.testing.assert_array_equal(key_state(None)[0], key_state(jax.random.key(0))[0])
