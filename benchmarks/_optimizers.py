@@ -103,6 +103,16 @@ OPTIMIZERS: dict[str, Recipe] = {
 }
 
 
+def _stored(dtype: str) -> Make:
+    return lambda learning_rate: ox.stored(_adamw(learning_rate), dtype)
+
+
+FURTHER: dict[str, Recipe] = {
+    "adamw_bfloat16": Recipe(_stored("bfloat16"), 4e-3, _ADAM_GRID),
+    "adamw_8bit": Recipe(_stored("uint8"), 4e-3, _ADAM_GRID),
+}
+"""Recipes that run by name only."""
+
 _GRADIENT_AT: dict[str, Callable[[Any, Any], Any]] = {"xgrad": ox.xgrad_predict}
 """Methods that take the gradient elsewhere, and where."""
 
@@ -120,7 +130,7 @@ def recipes(names: str) -> dict[str, Recipe]:
     found = {}
     for item in filter(None, (item.strip() for item in names.split(","))):
         name, _, rate = item.partition("=")
-        recipe = OPTIMIZERS.get(name) or _from_catalogue(name)
+        recipe = OPTIMIZERS.get(name) or FURTHER.get(name) or _from_catalogue(name)
         if rate:
             recipe = recipe._replace(learning_rate=_positive(rate, item))
         found[name] = recipe
@@ -195,6 +205,6 @@ def _positive(rate: str, item: str) -> float:
 def _known() -> str:
     others = [e.name for e in catalogue.entries(*_KINDS)]
     return (
-        f"tuned here: {', '.join(OPTIMIZERS)}; "
+        f"tuned here: {', '.join([*OPTIMIZERS, *FURTHER])}; "
         f"in the catalogue: {', '.join(n for n in others if n not in OPTIMIZERS)}"
     )
