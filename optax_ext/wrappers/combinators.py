@@ -119,7 +119,8 @@ def branch(
                 f"branch: merge has weights for {sorted(merge)}, the links are "
                 f"{sorted(sides)}; give one weight a link"
             )
-        check_hyperparam("branch", **merge)
+        for name, weight in merge.items():
+            check_hyperparam(f"branch {name}", weight=weight)
         weights = [merge[name] for name in sides]
     elif not callable(merge):
         check_choice("branch", "merge", merge, ("sum", "mean"))
