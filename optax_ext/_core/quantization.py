@@ -18,13 +18,15 @@ bfloat16: 0.02). A positive entry of a block without negative ones is never roun
 0, but up to the smallest level, 2e-10 s, because Adam divides by it.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-_MAX = float(jnp.finfo(jnp.float32).max)
+# Beyond it, XLA's reciprocal of a scale is subnormal, which it flushes to 0.
+_MAX = 2.0**126
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 _MAX_BFLOAT16 = float(jnp.finfo(jnp.bfloat16).max)
 # A decoded array must encode to itself: levels are off by roundings of float32 only.
@@ -54,7 +56,8 @@ def round_to_bfloat16(x: jax.Array, bits: jax.Array | None) -> jax.Array:
         nearest.
     """
     finite = jnp.isfinite(x)
-    x = jnp.where(finite, jnp.clip(x, -_MAX_BFLOAT16, _MAX_BFLOAT16), x)
+    above = finite & (jnp.abs(x) > _MAX_BFLOAT16)
+    x = jnp.where(above, jnp.copysign(_MAX_BFLOAT16, x), x)
     nearest = x.astype(jnp.bfloat16)
     if bits is None:
         return nearest
@@ -64,12 +67,13 @@ def round_to_bfloat16(x: jax.Array, bits: jax.Array | None) -> jax.Array:
     return jnp.where(finite, rounded, nearest)
 
 
+@functools.partial(jax.jit, static_argnames="block_size")
 def to_blockwise(x: jax.Array, bits: jax.Array | None, block_size: int) -> Blockwise:
     """Round a float32 array to 8 bits an entry.
 
     Blocks run along the last axis (along the last axes together where the last one is
     shorter than a block), all of one length, so that arrays may be sharded on any axis.
-    Infinite entries count as the largest float32. A NaN makes its block NaN.
+    Entries beyond 2^126 = 8.5e37 are cut off there. A NaN makes its block NaN.
 
     Args:
       x: float32 array.
@@ -103,6 +107,7 @@ def to_blockwise(x: jax.Array, bits: jax.Array | None, block_size: int) -> Block
     return Blockwise(codes.astype(jnp.uint8), scales)
 
 
+@jax.jit
 def from_blockwise(packed: Blockwise) -> jax.Array:
     """The float32 array that `packed` stands for."""
     scale = _spread(packed.scales, packed.codes.shape)
