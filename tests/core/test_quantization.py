@@ -8,6 +8,7 @@ import pytest
 from optax_ext._core.quantization import (
     Blockwise,
     from_blockwise,
+    random_bits,
     round_to_bfloat16,
     to_blockwise,
     unpacked,
@@ -17,7 +18,8 @@ BF16_MAX = float(jnp.finfo(jnp.bfloat16).max)
 
 
 def bits(shape, seed=0):
-    return jax.random.bits(jax.random.key(seed), shape, jnp.uint16)
+    shape = (shape,) if isinstance(shape, int) else shape
+    return random_bits(jax.random.key(seed), shape)
 
 
 def normal(shape, seed=0, spread=1.0):
@@ -25,6 +27,41 @@ def normal(shape, seed=0, spread=1.0):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=shape) * np.exp(spread * rng.normal(size=shape))
     return jnp.asarray(x, jnp.float32)
+
+
+# Random bits --------------------------------------------------------------------------
+
+
+def test_random_bits_are_even():
+    """As many of each upper and lower byte as chance allows."""
+    x = np.asarray(bits((512, 512)))
+    for byte in (x >> 8, x & 255):
+        counts = np.bincount(byte.ravel(), minlength=256)
+        # Chi-square of 255 degrees of freedom: 255 +- 22.6, five deviations.
+        expected = x.size / 256
+        chi_square = np.sum((counts - expected) ** 2) / expected
+        assert abs(chi_square - 255) < 113
+
+
+def test_random_bits_are_not_correlated():
+    """Between neighbours, rows, steps and leaves; 2^18 pairs have 0.002 by chance."""
+    keys = jax.random.split(jax.random.key(0))
+    leaves = [random_bits(jax.random.fold_in(keys[0], i), (512, 512)) for i in (0, 1)]
+    a, b, c = (
+        np.asarray(x, np.float64) for x in (*leaves, random_bits(keys[1], (512, 512)))
+    )
+    pairs = [(a[:, 1:], a[:, :-1]), (a[1:], a[:-1]), (a[:, 2:], a[:, :-2])]
+    pairs += [(a, b), (a, c), (b, c), (a[:, 1:], b[:, :-1])]
+    for x, y in pairs:
+        assert abs(np.corrcoef(x.ravel(), y.ravel())[0, 1]) < 0.01
+
+
+def test_random_bits_of_any_shape():
+    assert bits(()).shape == ()
+    assert bits((0, 3)).shape == (0, 3)
+    x = bits((3, 4, 5, 6))
+    assert x.dtype == jnp.uint16
+    assert len(np.unique(x)) > 350  # of 360: no two places share a hash input
 
 
 # bfloat16 -----------------------------------------------------------------------------
@@ -56,9 +93,10 @@ def test_a_bfloat16_number_stays_what_it_is(x):
     np.testing.assert_array_equal(np.asarray(got, np.float64), x)
 
 
-@pytest.mark.parametrize("draw", [None, bits(1), jnp.full(1, 65535, jnp.uint16)])
+@pytest.mark.parametrize("draw", [None, 0, 1234, 65535])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_finite_numbers_stay_finite_and_others_stay_what_they_are(draw, sign):
+    draw = None if draw is None else jnp.full(1, draw, jnp.uint16)
     top = sign * jnp.asarray([jnp.finfo(jnp.float32).max])
     assert float(round_to_bfloat16(top, draw)[0]) == sign * BF16_MAX
     inf = round_to_bfloat16(sign * jnp.asarray([jnp.inf]), draw)

@@ -230,7 +230,7 @@ def test_a_state_that_does_not_change_stays_bit_equal(dtype):
     """Reading and writing back is exact: MultiSteps and guards may hold a state."""
     params = tree()
     hold = optax.conditionally_transform(
-        ox.full_precision(optax.scale_by_adam()), lambda step: step < 1
+        ox.full_precision(optax.scale_by_adam()), lambda step: jnp.asarray(step) < 1
     )
     tx = ox.stored(hold, dtype)
     state = tx.update(tree(1), tx.init(params), params)[1]
