@@ -34,6 +34,10 @@ from optax_ext.transforms.gravity import (
 from optax_ext.transforms.greedy import (
     greedy_block_update,
 )
+from optax_ext.transforms.groups import (
+    decay_mask,
+    label_by_path,
+)
 from optax_ext.transforms.gsnr import (
     GsnrState,
     scale_by_gsnr,
@@ -132,6 +136,7 @@ __all__ = [
     "add_cautious_decayed_weights",
     "add_independent_weight_decay",
     "bloop",
+    "decay_mask",
     "diffgrad",
     "effective_learning_rate",
     "fadam",
@@ -141,6 +146,7 @@ __all__ = [
     "innaprop",
     "kalman_average_params",
     "kalman_params",
+    "label_by_path",
     "lion_cwd",
     "lion_k",
     "lion_kernel",

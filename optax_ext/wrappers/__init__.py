@@ -1,5 +1,8 @@
 """Wrappers: links that take another link first."""
 
+from optax_ext._core.quantization import (
+    Blockwise,
+)
 from optax_ext._core.views import (
     full_precision,
     inject_hyperparams,
@@ -12,6 +15,12 @@ from optax_ext.wrappers.agreement import (
 )
 from optax_ext.wrappers.bucketing import (
     bucketed,
+)
+from optax_ext.wrappers.combinators import (
+    BranchState,
+    GraftState,
+    branch,
+    graft,
 )
 from optax_ext.wrappers.domains import (
     FishState,
@@ -44,6 +53,16 @@ from optax_ext.wrappers.sphere import (
     lawn,
     normalize_and_project,
 )
+from optax_ext.wrappers.spikes import (
+    SkipSpikesState,
+    skip_spikes,
+    spike_statistics,
+)
+from optax_ext.wrappers.storage import (
+    StoredState,
+    stored,
+    unpack_stored_state,
+)
 from optax_ext.wrappers.unlearning import (
     RefreshState,
     refresh,
@@ -51,20 +70,27 @@ from optax_ext.wrappers.unlearning import (
 
 __all__ = [
     "AdaptiveEtaState",
+    "Blockwise",
+    "BranchState",
     "FishState",
     "FreezeConvergedState",
+    "GraftState",
     "LawnState",
     "RefactorizeState",
     "RefreshState",
     "ResetState",
+    "SkipSpikesState",
+    "StoredState",
     "XGradState",
     "adaptive_eta",
+    "branch",
     "bucketed",
     "cautious",
     "fish",
     "freeze_converged",
     "frozen_fraction",
     "full_precision",
+    "graft",
     "grams",
     "grams_adamw",
     "inject_hyperparams",
@@ -76,6 +102,10 @@ __all__ = [
     "refresh",
     "reset_state_every",
     "scale_by_grams",
+    "skip_spikes",
+    "spike_statistics",
+    "stored",
+    "unpack_stored_state",
     "xgrad",
     "xgrad_predict",
 ]

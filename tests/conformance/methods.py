@@ -96,7 +96,9 @@ def _core_wrapper(make: Any) -> catalogue.Entry:
     )
 
 
-CORE_WRAPPERS = [_core_wrapper(ox.bucketed), _core_wrapper(ox.full_precision)]
+CORE_WRAPPERS = [
+    _core_wrapper(make) for make in (ox.bucketed, ox.full_precision, ox.stored)
+]
 
 
 def methods(*kinds: str) -> list[Method]:
