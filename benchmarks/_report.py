@@ -78,6 +78,19 @@ def print_table(
     console.print(table)
 
 
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def where(results: dict[str, Any]) -> str:
+    """The `environment` of a results file in a sentence."""
+    versions, device = results["versions"], results["device"]
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{device['processor']}, {device['cores']} cores; {packages}."
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

@@ -138,6 +138,29 @@ def copies(total: int) -> Callable[[], Any]:
     return call
 
 
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(f"{x:.2f}" for x in value)
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _markdown(results: dict[str, Any]) -> str:
+    """The results as a page."""
+    columns = list(results["rows"][0])
+    rows = [[_text(row[column]) for column in columns] for row in results["rows"]]
+    return f"""# Cost of an update
+
+`python -m benchmarks.cost`, on {results["tree"]} of float32. {_report.where(results)}
+
+*Least* bytes: gradient and update, the parameter if the method needs it, state read
+and written, each once. *Peer*: optax's nearest rule with as many slots. *Copy*: one
+pass over as many bytes as the least. Times are medians of neighbours in one process, in
+turn.
+
+{_report.markdown(columns, rows)}
+"""
+
+
 def main(argv: list[str]) -> None:
     """Measure, print, keep."""
     if argv[1:]:
@@ -157,16 +180,11 @@ def main(argv: list[str]) -> None:
         console.print(f"{len(results['rows'])} {entry.name}", highlight=False)
     columns = ("method", "elementwise", "bytes over least", "time over peer")
     columns = (*columns, "time over peer, quartiles", "time over copy", "step ms")
-
-    def text(value):
-        if isinstance(value, list):
-            return " to ".join(f"{x:.2f}" for x in value)
-        return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-    table = [[text(each[c]) for c in columns] for each in results["rows"]]
+    table = [[_text(each[c]) for c in columns] for each in results["rows"]]
     _report.print_table(console, "Cost of an update", columns, table)
     path = pathlib.Path(_OUTPUT.value) / "cost.json"
     _report.write_json(path, results)
+    path.with_suffix(".md").write_text(_markdown(results))
     console.print(path)
 
 

@@ -1,4 +1,4 @@
-"""What the leaf driver costs beside optax: step time, bytes moved, compile time.
+"""What the foundation costs beside optax: the leaf driver, buckets, stored state.
 
     python -m benchmarks.foundation [--repeats=40] [--output=benchmarks/results]
 
@@ -95,6 +95,41 @@ def second_moment(tx) -> float:
     return float(optax.tree.get(state, "nu")) / (1 - 0.999**3000)
 
 
+STORED = {
+    "bfloat16, stochastic": ("bfloat16", "stochastic"),
+    "bfloat16, nearest": ("bfloat16", "nearest"),
+    "8 bits, stochastic": ("uint8", "stochastic"),
+    "8 bits, nearest": ("uint8", "nearest"),
+}
+
+
+def stored_second_moment(dtype, rounding) -> dict[str, float]:
+    """Stored second moment after 3000 unit gradients, over exact."""
+    grad = jnp.ones((64, 64))
+    tx = ox.stored(optax.scale_by_adam(), dtype, rounding)
+
+    def step(state, _):
+        return tx.update(grad, state)[1], None
+
+    state = jax.lax.scan(step, jax.jit(tx.init)(grad), length=3000)[0]
+    nu = optax.tree.get(ox.unpack_stored_state(state), "nu") / (1 - 0.999**3000)
+    return {"mean": float(nu.mean()), "rms error": float(jnp.std(nu))}
+
+
+def stored_cost(dtype, rounding) -> dict[str, float]:
+    """AdamW with stored state over AdamW, on 2 million parameters."""
+    params = {f"w{i}": jnp.ones((512, 1024)) for i in range(4)}
+    adamw = optax.adamw(1e-3)
+    tx = ox.stored(adamw, dtype, rounding)
+    costs = compare(tx, adamw, params)
+    sizes = [
+        sum(x.nbytes for x in jax.tree.leaves(jax.eval_shape(each.init, params)))
+        for each in (tx, adamw)
+    ]
+    kept = ("time ratio", "time ratio, lower quartile", "time ratio, upper quartile")
+    return {**{k: costs[k] for k in kept}, "state bytes ratio": sizes[0] / sizes[1]}
+
+
 def main(argv):
     """Measure, print, keep."""
     del argv
@@ -127,6 +162,10 @@ def main(argv):
             ox.scale_by_adahessian(estimator=ox.external_hessian_diag())
         ),
     }
+    for name, arguments in STORED.items():
+        what = f"stored second moment over exact, 3000 unit gradients, {name}"
+        rows[what] = stored_second_moment(*arguments)
+        rows[f"stored AdamW / optax.adamw, {name}"] = stored_cost(*arguments)
     for name, row in rows.items():
         print(name)
         for key, value in row.items():

@@ -14,6 +14,7 @@ from typing import Any
 
 from absl import app
 
+from benchmarks import _report
 from optax_ext.__main__ import markdown_table, reused_table
 from optax_ext._core.catalogue import entries
 
@@ -29,6 +30,9 @@ def tables() -> dict[str, str]:
         "reused": reused_table(),
         "quickstart": _quickstart(
             json.loads((RESULTS / "quickstart.json").read_text())
+        ),
+        "stored": _quickstart(
+            json.loads((RESULTS / "quickstart_stored.json").read_text())
         ),
         "foundation": _foundation(
             json.loads((RESULTS / "foundation.json").read_text())
@@ -50,17 +54,6 @@ def render(text: str) -> str:
         if found != 1:
             raise ValueError(f"README.md has {found} tables marked {name!r}, not one")
     return text
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _environment(results: dict[str, Any]) -> str:
-    versions, device = results["versions"], results["device"]
-    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{device['processor']}, {device['cores']} cores; {packages}."
 
 
 def _quickstart(results: dict[str, Any]) -> str:
@@ -92,11 +85,11 @@ def _quickstart(results: dict[str, Any]) -> str:
     )
     settings, minutes = results["settings"], results["wall_seconds"] / 60
     head = (
-        f"`python -m benchmarks.quickstart --seeds={settings['seeds']}`, "
+        f"`{results['command']}`, "
         f"{settings['steps']} steps each, {minutes:.0f} minutes in all. "
-        f"{_environment(results)}"
+        f"{_report.where(results)}"
     )
-    return f"{head}\n\n{_markdown(columns, rows)}"
+    return f"{head}\n\n{_report.markdown(columns, rows)}"
 
 
 def _foundation(results: dict[str, Any]) -> str:
@@ -104,7 +97,7 @@ def _foundation(results: dict[str, Any]) -> str:
         (name, "; ".join(f"{key} {value:.3g}" for key, value in row.items()))
         for name, row in results["rows"].items()
     ]
-    return f"{_environment(results)}\n\n{_markdown(('what', 'measured'), rows)}"
+    return f"{_report.where(results)}\n\n{_report.markdown(('what', 'measured'), rows)}"
 
 
 def main(argv: Sequence[str]) -> None:

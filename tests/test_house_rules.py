@@ -34,5 +34,7 @@ def test_the_median_rule_has_at_most_20_lines():
     lengths = {e.name: rule_lines(e.make) for e in catalogue.entries(*kinds)}
     own = {name: n for name, n in lengths.items() if n}
     print(f"{len(own)} methods with a rule of their own, median", end=" ")
-    print(statistics.median(own.values()), dict(sorted(own.items(), key=lambda x: x[1])))
+    print(
+        statistics.median(own.values()), dict(sorted(own.items(), key=lambda x: x[1]))
+    )
     assert statistics.median(own.values()) <= 20

@@ -47,6 +47,32 @@ def test_the_flagship_chain_trains():
     assert losses[-1] < losses[0] - 0.01
 
 
+def test_the_pieces_that_go_with_any_optimizer_go_together():
+    code = re.findall(r"```python\n(.*?)```", _TEXT, re.DOTALL)[1]
+    x = jax.random.normal(jax.random.key(0), (64, 5))
+
+    def loss_fn(params, x):
+        out = jnp.tanh(x @ params["embed"]) @ params["head"] + params["bias"]
+        return jnp.mean((out - x.sum(axis=1, keepdims=True)) ** 2)
+
+    names = {"loss_fn": loss_fn, "ox": ox, "optax": optax}
+    exec(compile(code, "README.md", "exec"), names)
+    tx, step = names["tx"], names["step"]
+    key = jax.random.key(1)
+    params = {
+        "embed": jax.random.normal(key, (5, 8)),
+        "head": jnp.zeros((8, 1)),
+        "bias": jnp.zeros(1),
+    }
+    embed, state, losses = jnp.copy(params["embed"]), tx.init(params), []
+    for _ in range(100):
+        params, state, metrics = step(params, state, x)
+        losses.append(float(metrics.loss))
+    assert losses[-1] < losses[0] * 0.99
+    assert (params["embed"] == embed).all()
+    assert float(ox.recorded(state)["grad_norm"]) > 0
+
+
 def test_each_command_is_one_line_that_installs_what_it_needs():
     for name, extras in (("quickstart", "bench"), ("test", "bench,test")):
         pattern = rf"<!-- {name}-command -->\n```bash\n(.*)\n```\n<!-- /{name}-command"

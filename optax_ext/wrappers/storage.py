@@ -69,9 +69,8 @@ def stored(
     b2 = 0.999 moves by at most 1/1000 a step and gaps of bfloat16 are 1/256 to 1/128:
     after 3000 gradients of 1 it is 0.25, and not 0.95. Stochastic rounding is right in
     the mean, and off by 1.5 % in an entry. Its random bits are a hash of an entry's
-    place, seeded anew at each step, which fuses with the step: on a CPU, AdamW on 2
-    million parameters took 1.7 ms, stored in bfloat16 3.3 ms (2.7 ms to the nearest),
-    in 8 bits 11.5 ms (10.3 ms).
+    place, seeded anew at each step, which fuses with the step; the cost is measured by
+    ``python -m benchmarks.foundation``.
 
     8 bits also are right in the mean, and off by 4 % in an entry of that second moment
     (largest error 20 %) where gradients in a block differ by a factor of 200. To the
