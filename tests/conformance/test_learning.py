@@ -24,8 +24,6 @@ MINIMUM = jax.tree.map(lambda x: x[::-1], START)
 
 
 NOT_HERE = {
-    ("lawn", "quadratic"): "it holds the length after one free step, which is not that "
-    "of the minimum",
     (
         "perp_grad",
         "quadratic",
@@ -76,7 +74,7 @@ def optimizer(method: Method, rate: jax.Array) -> optax.GradientTransformation:
     if method.entry.terminal and method.entry.kind == "wrapper":
         return method.make(inner=optax.chain(optax.clip(1.0), descend))
     if method.entry.terminal:
-        return optax.chain(descend, method.make())
+        return optax.chain(descend, method.make(**free))
     # Curvature links ask for a clip behind them.
     return optax.chain(method.make(**free), optax.clip(1.0), descend)
 
