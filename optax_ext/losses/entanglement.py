@@ -25,12 +25,12 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_hyperparam
-from optax_ext._core.geometry import inner_product, tree_length
+from optax_ext._core.geometry import tree_length
 from optax_ext._core.trees import computing_dtype
-from optax_ext.losses._numerics import working_floats
 
 _PITFALL = (
     "A Common Pitfall of Margin-based Language Model Alignment: Gradient Entanglement",
@@ -108,7 +108,8 @@ def gradient_entanglement(
       A `GradientEntanglement` of scalars, in float32 or wider.
 
     Raises:
-      ValueError: for a negative weight, or trees that differ.
+      AssertionError: for trees that differ.
+      ValueError: for a negative weight.
 
     Example:
       >>> import jax.numpy as jnp
@@ -120,12 +121,14 @@ def gradient_entanglement(
     """
     owner = "gradient_entanglement"
     check_hyperparam(owner, low=0.0, d_chosen=d_chosen, d_rejected=d_rejected)
-    inner, norm_w, norm_l = working_floats(
-        inner=inner_product(grad_chosen, grad_rejected, owner),
-        norm_chosen=tree_length(grad_chosen),
-        norm_rejected=tree_length(grad_rejected),
+    chex.assert_trees_all_equal_shapes(
+        grad_chosen, grad_rejected, custom_message="grad_chosen, grad_rejected"
     )
-    d_w, d_l = (jnp.asarray(d, inner.dtype) for d in (d_chosen, d_rejected))
+    dtype = computing_dtype(*jax.tree.leaves((grad_chosen, grad_rejected)))
+    g_w, g_l = (optax.tree.cast(g, dtype) for g in (grad_chosen, grad_rejected))
+    inner = jnp.asarray(optax.tree.vdot(g_w, g_l), dtype)
+    norm_w, norm_l = tree_length(g_w), tree_length(g_l)
+    d_w, d_l = (jnp.asarray(d, dtype) for d in (d_chosen, d_rejected))
     a, b = norm_w**2, norm_l**2
     threshold = jnp.minimum(d_w / d_l * a, d_l / d_w * b)
     return GradientEntanglement(
@@ -171,7 +174,8 @@ def pairwise_normalized_gradient(
       A tree like `grad_chosen`, in the dtypes of its leaves.
 
     Raises:
-      ValueError: for a negative `eps`, or trees that differ.
+      AssertionError: for trees that differ.
+      ValueError: for a negative `eps`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -182,6 +186,9 @@ def pairwise_normalized_gradient(
       ['-0.4', '0.8']
     """
     check_hyperparam("pairwise_normalized_gradient", low=0.0, eps=eps)
+    chex.assert_trees_all_equal_shapes(
+        grad_chosen, grad_rejected, custom_message="grad_chosen, grad_rejected"
+    )
 
     def scale(grad):
         length = tree_length(grad)

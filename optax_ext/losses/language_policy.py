@@ -151,8 +151,6 @@ def grpo_loss(
     check_choice(owner, "aggregate", aggregate, ("sequence", "token", "constant"))
     check_hyperparam(owner, low=0.0, beta=beta)
     check_hyperparam(owner, low=0.0, open_low=True, max_length=max_length)
-    if aggregate == "constant" and max_length is None:
-        raise ValueError(f"{owner}: the aggregation 'constant' needs max_length")
     compared = _compared(owner, "beta", beta, ref_log_probs=ref_log_probs)
     log_probs, old_log_probs, advantages, *reference = working_floats(
         log_probs=log_probs,
@@ -184,12 +182,15 @@ def grpo_loss(
 
     total, count = jnp.sum(losses * mask, -1), jnp.sum(mask, -1)
     if aggregate == "constant":
-        count = jnp.full_like(count, max_length)
+        if max_length is None:
+            raise ValueError(f"{owner}: the aggregation 'constant' needs max_length")
+        length = jnp.asarray(max_length, total.dtype)
+        return (total, jnp.full_like(count, length)) if return_parts else total / length
     if return_parts:
         return total, count
     if aggregate == "token":
         return count.size * total / jnp.maximum(jnp.sum(count), 1)
-    return total / (count if aggregate == "constant" else jnp.maximum(count, 1))
+    return total / jnp.maximum(count, 1)
 
 
 @catalogued(
