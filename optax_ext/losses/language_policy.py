@@ -27,7 +27,7 @@ from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_choice, check_hyperparam
 from optax_ext.losses._numerics import mask_of, masked_mean, working_floats
 from optax_ext.losses.policy import clipped_surrogate_loss
-from optax_ext.losses.tokens import check_per_sequence
+from optax_ext.losses.tokens import ArrayOrParts, check_per_sequence
 
 _REMAX = (
     "ReMax: A Simple, Effective, and Efficient Reinforcement Learning Method for "
@@ -88,7 +88,7 @@ def grpo_loss(
     aggregate: str = "sequence",
     max_length: chex.Numeric | None = None,
     return_parts: bool = False,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+) -> ArrayOrParts:
     r"""Clipped policy loss of answers, with a penalty for leaving a reference.
 
     With the clipped surrogate :math:`\ell` on the log-ratio
@@ -309,7 +309,7 @@ def remax_loss(
     gamma: chex.Numeric = 1.0,
     reward_clip: chex.Numeric = 5.0,
     return_parts: bool = False,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+) -> ArrayOrParts:
     r"""REINFORCE with the reward of the greedy answer as baseline.
 
     .. math:: \ell_j = -A_j \log p_j

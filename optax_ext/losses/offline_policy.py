@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_choice, check_hyperparam
 from optax_ext.losses._numerics import mask_of, working_floats
-from optax_ext.losses.tokens import check_per_sequence
+from optax_ext.losses.tokens import ArrayOrParts, check_per_sequence
 
 
 def _three_answers() -> Mapping[str, Any]:
@@ -58,7 +58,7 @@ def a_lol_loss(
     clip_range: chex.Numeric = 0.9,
     kl_beta: chex.Numeric = 0.0,
     return_parts: bool = False,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+) -> ArrayOrParts:
     r"""Offline policy gradient from answers better than the reference expects.
 
     With :math:`A = \max(R - V, 0)`, sums S over the tokens of an answer and

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_hyperparam
 from optax_ext.losses._numerics import mask_of, working_floats
+from optax_ext.losses.tokens import ArrayOrParts
 
 _SUBMODULAR = "Submodular Reinforcement Learning"
 
@@ -92,7 +93,7 @@ def submodular_policy_loss(
     gamma: chex.Numeric = 1.0,
     where: chex.Array | None = None,
     return_parts: bool = False,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+) -> ArrayOrParts:
     r"""REINFORCE with the marginal gains of a set function.
 
     .. math::

@@ -11,12 +11,17 @@ Nothing is shifted here: ``logits[..., t, :]`` must score ``labels[..., t]``. Fo
 causal model that reads tokens, pass ``logits[:, :-1]`` and ``tokens[:, 1:]``.
 """
 
+from typing import Any, TypeAlias
+
 import chex
 import jax
 import jax.numpy as jnp
 
 from optax_ext._core.catalogue import catalogued
 from optax_ext.losses._numerics import mask_of, working_floats
+
+ArrayOrParts: TypeAlias = Any
+"""An array, or numerator and denominator with `return_parts`."""
 
 _DPO = (
     "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
@@ -149,7 +154,7 @@ def sequence_log_probs(
     where: chex.Array | None = None,
     average: bool = False,
     return_parts: bool = False,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+) -> ArrayOrParts:
     r"""Log-probability of each sequence, in all or per token.
 
     .. math::
