@@ -252,6 +252,7 @@ def show(console: rich.console.Console, curves, about, judged) -> None:
     for at, line in enumerate(judged):
         for method, label in METHODS.items():
             length, quality = (curves[method][x][at] for x in ("length", "quality"))
+            common = line[method]["length_at_common_quality"]
             lines.append(
                 (
                     label,
@@ -261,7 +262,7 @@ def show(console: rich.console.Console, curves, about, judged) -> None:
                     cell(length[:, -1]),
                     f"{100 * line[method]['growth'].mean():+.0f}%",
                     f"{quality[:, -1].mean():.2f}",
-                    f"{line[method]['length_at_common_quality']:.1f}",
+                    f"{common:.1f}" if common == common else "-",
                 )
             )
     seeds = len(judged[0]["simpo"]["growth"])
@@ -275,7 +276,10 @@ def show(console: rich.console.Console, curves, about, judged) -> None:
             f"Bias {line['bias']:g}: 'SimPO does not grow length' is "
             f"{line['claim'].upper()}: {line['simpo']['seeds_grown']} of {seeds} seeds "
             f"grow, DPO {line['dpo']['seeds_grown']}. SimPO grows less than DPO in "
-            f"{line['seeds_shorter_than_dpo']} of {seeds}.",
+            f"{line['seeds_shorter_than_dpo']} of {seeds}. At the quality that both "
+            f"reach, {line['common_quality']:.2f}, its answers have "
+            f"{line['simpo']['length_at_common_quality']:.1f} tokens, DPO's "
+            f"{line['dpo']['length_at_common_quality']:.1f}.",
             highlight=False,
         )
 

@@ -29,6 +29,11 @@ from optax_ext.losses.policy import group_relative_advantages
 _LENS = "Don't Waste Mistakes: Leveraging Negative RL-Groups via Confidence Reweighting"
 
 
+def _positive(x: chex.Array) -> jax.Array:
+    x = jnp.asarray(x)
+    return x > jnp.zeros((), x.dtype)
+
+
 def _two_groups() -> Mapping[str, Any]:
     return {
         "correct": jnp.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]),
@@ -100,7 +105,7 @@ def lens_rewards(
     chex.assert_axis_dimension_gt(log_pi, -1, 0, custom_message=message)
 
     log_pi = jax.lax.stop_gradient(log_pi)
-    correct, group = correct > 0, log_pi.shape[-1]
+    correct, group = _positive(correct), log_pi.shape[-1]
     lengths = jax.lax.stop_gradient(lengths).astype(log_pi.dtype)
     log_c = log_pi / jnp.maximum(lengths, 1)
     # mean(correct / pi) is a sum of exp(-log pi), which overflows for long answers.
@@ -184,7 +189,7 @@ def lens_advantages(
         normalize_difficulty=normalize_difficulty,
     )
     weight = jnp.asarray(negative_weight, rewards.dtype)
-    some = jnp.any(jnp.asarray(correct) > 0, axis=-1, keepdims=True)
+    some = jnp.any(_positive(correct), axis=-1, keepdims=True)
     return jnp.where(
         some,
         group_relative_advantages(rewards, ddof=ddof, eps=eps),
