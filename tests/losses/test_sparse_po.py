@@ -1,6 +1,7 @@
 """SparsePO: masks of tokens in DPO."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ WHERE = {
 }
 
 
-def pairs(seed=0, dtype=float):
+def pairs(seed=0, dtype=float) -> dict[str, Any]:
     """Log-probabilities, KL and masks of both answers of three pairs, by name."""
     rng = np.random.default_rng(seed)
     arrays = {}
@@ -152,8 +153,9 @@ def test_bad_arguments_are_named():
     with pytest.raises(AssertionError, match="as many answers"):
         ox.losses.sparse_po_loss(**{**arrays, **rejected})
     for name, value in {"beta": 0.0, "l1_reward": -1.0, "l1_kl": -1.0}.items():
+        arguments: dict[str, Any] = {**arrays, name: value}
         with pytest.raises(ValueError, match=f"{name} must lie in"):
-            ox.losses.sparse_po_loss(**arrays, **{name: value})
+            ox.losses.sparse_po_loss(**arguments)
 
 
 @pytest.mark.parametrize("trailing", [(), (5,), (2, 5)])

@@ -30,10 +30,10 @@ def test_the_loss_weighs_log_probabilities_with_what_is_to_come(
     x64, gamma, with_baseline
 ):
     log_probs, gains, baseline = steps(1)
-    given = {"baseline": baseline} if with_baseline else {}
+    given = baseline if with_baseline else None
     where = jnp.arange(6)[None] < jnp.array([6, 4, 1, 0])[:, None]
     got = ox.losses.submodular_policy_loss(
-        log_probs, gains, where=where, gamma=gamma, **given
+        log_probs, gains, where=where, gamma=gamma, baseline=given
     )
     m = np.asarray(where, float)
     returns = np.asarray(ox.losses.reward_to_go(gains * m, gamma=gamma))
@@ -78,7 +78,7 @@ def test_the_estimator_is_unbiased_for_any_baseline_of_the_history(x64, with_bas
     x, y, z = np.moveaxis(np.array(at), -1, 0)
     baseline = table[jnp.arange(3)[None], x, y, z]
     gains = jnp.diff(jnp.asarray(values), axis=-1)
-    given = {"baseline": baseline} if with_baseline else {}
+    given = baseline if with_baseline else None
 
     def objective(logits):
         chances = jnp.exp(log_probs_of(logits, paths).sum(1))
@@ -88,7 +88,7 @@ def test_the_estimator_is_unbiased_for_any_baseline_of_the_history(x64, with_bas
 
     def loss(logits):
         losses = ox.losses.submodular_policy_loss(
-            log_probs_of(logits, paths), gains, **given
+            log_probs_of(logits, paths), gains, baseline=given
         )
         return chances @ losses
 

@@ -73,7 +73,7 @@ def test_the_step_is_that_of_optax_sgd_on_clipped_gradients(x64):
             u
         )
         updates, opt_state = tx.update(grad, opt_state)
-        u = u + updates
+        u = jnp.asarray(optax.apply_updates(u, updates))
     np.testing.assert_allclose(state.multipliers, u, rtol=1e-12)
 
 
