@@ -85,7 +85,7 @@ def _quickstart(results: dict[str, Any]) -> str:
     )
     settings, minutes = results["settings"], results["wall_seconds"] / 60
     head = (
-        f"`{results['command']}`, "
+        f"`{re.sub(' --output=[^ ]+', '', results['command'])}`, "
         f"{settings['steps']} steps each, {minutes:.0f} minutes in all. "
         f"{_report.where(results)}"
     )
