@@ -116,6 +116,9 @@ FURTHER: dict[str, Recipe] = {
 _GRADIENT_AT: dict[str, Callable[[Any, Any], Any]] = {"xgrad": ox.xgrad_predict}
 """Methods that take the gradient elsewhere, and where."""
 
+_BEHIND = {"precondition_by_hessian_diag": optax.clip(1.0)}
+"""Links that ask for another one behind them."""
+
 
 def recipes(names: str) -> dict[str, Recipe]:
     """Recipes for names separated by commas, from the table above or the catalogue.
@@ -172,7 +175,7 @@ def _from_catalogue(name: str) -> Recipe:
         link = entry.make(**required)
         if entry.kind == "aggregator":
             link = _of_examples(link)
-        return optax.chain(link, descend)
+        return optax.chain(link, _BEHIND.get(name, optax.identity()), descend)
 
     needs = entry.needs
     if entry.kind == "aggregator":
