@@ -4,25 +4,102 @@ Pure functions without a trainer. They return one value per element, sample or t
 leave the mean to you; `optax_ext.losses.policy` says which policy loss to reach for.
 """
 
-from optax_ext.losses.flow_policy import flow_sde_step, gaussian_step_log_prob
+from optax_ext.losses.alignment import (
+    representation_alignment_loss,
+    spatial_normalize,
+)
+from optax_ext.losses.consistency import (
+    consistency_scalings,
+    consistency_training_loss,
+    pseudo_huber_loss,
+)
+from optax_ext.losses.consistency_levels import (
+    ict_discretization_schedule,
+    ict_weights,
+    karras_sigmas,
+    lognormal_timestep_probs,
+)
+from optax_ext.losses.diffusion import (
+    debiased_diffusion_weight,
+    diffusion_weighting,
+    p2_diffusion_weight,
+    weighted_diffusion_loss,
+)
+from optax_ext.losses.distribution_matching import (
+    f_distill_loss,
+    f_divergence_weight,
+    log_ratio_and_grad,
+    tiw_dsm_loss,
+)
+from optax_ext.losses.flow_policy import (
+    flow_sde_step,
+    gaussian_step_log_prob,
+)
+from optax_ext.losses.gan import (
+    gradient_penalty,
+    wgan_gp_loss,
+)
 from optax_ext.losses.grpo_guard import (
     denoising_step_weights,
     grpo_guard_loss,
     normalized_log_ratio,
+)
+from optax_ext.losses.inverse import (
+    proximal_matching_gamma_schedule,
+    proximal_matching_loss,
+    red_diff_loss,
+)
+from optax_ext.losses.noprop import (
+    noprop_loss,
+    noprop_posterior_coeffs,
+    noprop_prior_kl,
 )
 from optax_ext.losses.policy import (
     clipped_surrogate_loss,
     group_relative_advantages,
     ppo_clip_loss,
 )
+from optax_ext.losses.reconstruction import (
+    contractive_reconstruction_loss,
+    denoising_reconstruction_loss,
+    score_from_reconstruction,
+)
 
 __all__ = [
     "clipped_surrogate_loss",
+    "consistency_scalings",
+    "consistency_training_loss",
+    "contractive_reconstruction_loss",
+    "debiased_diffusion_weight",
+    "denoising_reconstruction_loss",
     "denoising_step_weights",
+    "diffusion_weighting",
+    "f_distill_loss",
+    "f_divergence_weight",
     "flow_sde_step",
     "gaussian_step_log_prob",
+    "gradient_penalty",
     "group_relative_advantages",
     "grpo_guard_loss",
+    "ict_discretization_schedule",
+    "ict_weights",
+    "karras_sigmas",
+    "log_ratio_and_grad",
+    "lognormal_timestep_probs",
+    "noprop_loss",
+    "noprop_posterior_coeffs",
+    "noprop_prior_kl",
     "normalized_log_ratio",
+    "p2_diffusion_weight",
     "ppo_clip_loss",
+    "proximal_matching_gamma_schedule",
+    "proximal_matching_loss",
+    "pseudo_huber_loss",
+    "red_diff_loss",
+    "representation_alignment_loss",
+    "score_from_reconstruction",
+    "spatial_normalize",
+    "tiw_dsm_loss",
+    "weighted_diffusion_loss",
+    "wgan_gp_loss",
 ]
