@@ -168,7 +168,7 @@ def test_gamma_halves_from_stage_to_stage(total, stages):
 X = jnp.ones((2, 3))
 
 
-def red_diff(mu=X, y=X, alpha_bar=0.5, noise=X, estimate=X, measured=X, **options):
+def red_diff(mu=X, y=X, alpha_bar=X[0, 0], noise=X, estimate=X, measured=X, **options):
     return ox.losses.red_diff_loss(
         mu, y, alpha_bar, noise, lambda *_: estimate, lambda _: measured, **options
     )
