@@ -1,8 +1,7 @@
 """Diffusion of scikit-learn's 8x8 digits: a small network, a sampler, and metrics.
 
-The digits come with scikit-learn and need no download. A network predicts the noise, as
-in the papers whose weightings are compared, and training knows the weighting by its
-place in `WEIGHTINGS` alone, so that all runs share one compiled program.
+The digits come with scikit-learn and need no download. A network predicts the noise or
+v, and a method is told by two indices, so that all runs share one compiled program.
 """
 
 import functools
@@ -22,6 +21,7 @@ PIXELS = 64
 LOGSNR_LIMIT = 10.0
 BATCH, WIDTH = 64, 128
 _START = 2 / math.pi * math.atan(math.exp(-LOGSNR_LIMIT / 2))
+NETWORKS = ("eps", "v")
 _FREQUENCIES = np.array([0.1, 0.2, 0.4, 0.8], np.float32)
 
 Params = Any  # a list of (kernel, bias), one a layer
@@ -63,15 +63,32 @@ def _times_plain_eps(weight_of: Callable[..., jax.Array]) -> WeightingFn:
     return lambda logsnr: plain(logsnr) * weight_of(jnp.exp(logsnr))
 
 
-WEIGHTINGS = {
+# Weights per unit of log-SNR. Those of the first two papers come with the noise levels
+# of the cosine schedule; the third paper draws levels adaptively for all it compares.
+WEIGHTINGS: dict[str, WeightingFn] = {
     "eps": ox.losses.diffusion_weighting("iddpm"),
-    "v": ox.losses.diffusion_weighting("v_cosine"),
     "p2": _times_plain_eps(ox.losses.p2_diffusion_weight),
     "debiased": _times_plain_eps(ox.losses.debiased_diffusion_weight),
-    "sigmoid": ox.losses.diffusion_weighting("sigmoid"),
     "elbo": ox.losses.diffusion_weighting("elbo"),
+    "eps_adaptive": ox.losses.diffusion_weighting("iddpm"),
+    "v_adaptive": ox.losses.diffusion_weighting("v_cosine"),
+    "sigmoid_adaptive": ox.losses.diffusion_weighting("sigmoid"),
     "elbo_adaptive": ox.losses.diffusion_weighting("elbo"),
 }
+
+
+class Method(NamedTuple):
+    """A network and a weighting.
+
+    Attributes:
+      network: place in `NETWORKS` of what the network puts out.
+      weighting: place in `WEIGHTINGS` of what it is trained with.
+    """
+
+    network: int
+    weighting: int
+
+
 _ADAPTIVE = np.array([name.endswith("adaptive") for name in WEIGHTINGS])
 _NOISE_LEVELS = ox.adaptive_noise_schedule(
     num_bins=50, logsnr_min=-LOGSNR_LIMIT, logsnr_max=LOGSNR_LIMIT, decay=0.98
@@ -89,14 +106,16 @@ def _scales(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.sqrt(signal)[:, None], jnp.sqrt(noise)[:, None]
 
 
-def predict_noise(params: Params, z: jax.Array, logsnr: jax.Array) -> jax.Array:
+def predict_noise(params: Params, method: Method, z, logsnr) -> jax.Array:
     """The network: noisy images [count, 64] and log-SNRs [count] -> noise."""
     angles = logsnr[:, None] * _FREQUENCIES
     features = [z, logsnr[:, None] / 10, jnp.sin(angles), jnp.cos(angles)]
     hidden = _layer(params[0], jnp.concatenate(features, -1))
     for each in params[1:-1]:
         hidden = hidden + _layer(each, jax.nn.silu(hidden))
-    return _layer(params[-1], jax.nn.silu(hidden))
+    output = _layer(params[-1], jax.nn.silu(hidden))
+    alpha, sigma = _scales(logsnr)
+    return jnp.where(method.network == 0, output, alpha * output + sigma * z)
 
 
 def _layer(layer: tuple[jax.Array, jax.Array], x: jax.Array) -> jax.Array:
@@ -111,14 +130,23 @@ def _init(key: jax.Array, sizes: tuple[int, ...]) -> Params:
     ]
 
 
+def _weighting(method: Method) -> WeightingFn:
+    """The weighting of a method whose indices are traced."""
+
+    def weight(logsnr: jax.Array) -> jax.Array:
+        return jnp.stack([w(logsnr) for w in WEIGHTINGS.values()])[method.weighting]
+
+    return weight
+
+
 def _stratified(key: jax.Array, count: int) -> jax.Array:
     return (jnp.arange(count) + jax.random.uniform(key, (count,))) / count
 
 
-def _eps_losses(params: Params, x, noise, logsnr, weighting) -> jax.Array:
+def _eps_losses(params: Params, method, x, noise, logsnr, weighting) -> jax.Array:
     """w(lambda) |eps err|^2 of every image."""
     alpha, sigma = _scales(logsnr)
-    pred = predict_noise(params, alpha * x + sigma * noise, logsnr)
+    pred = predict_noise(params, method, alpha * x + sigma * noise, logsnr)
     return 2 * ox.losses.weighted_diffusion_loss(
         pred, noise, logsnr, -1.0, weighting=weighting
     )
@@ -126,15 +154,14 @@ def _eps_losses(params: Params, x, noise, logsnr, weighting) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="steps")
 @functools.partial(jax.vmap, in_axes=(0, 0, None, None, None))
-def train(key, rate, which, images, steps: int) -> Params:
+def train(key, rate, method: Method, images, steps: int) -> Params:
     """Parameters after training; one run a key and a peak learning rate."""
     key, init_key = jax.random.split(key)
     sizes = (PIXELS + 1 + 2 * len(_FREQUENCIES), *(3 * [WIDTH]), PIXELS)
     params = _init(init_key, sizes)
     tx = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 1.0, steps // 20, steps))
 
-    def weighting(logsnr):
-        return jnp.stack([weight(logsnr) for weight in WEIGHTINGS.values()])[which]
+    weighting = _weighting(method)
 
     def loss_fn(params, levels, key):
         index_key, noise_key, time_key = jax.random.split(key, 3)
@@ -142,10 +169,10 @@ def train(key, rate, which, images, steps: int) -> Params:
         noise = jax.random.normal(noise_key, x.shape)
         t = _stratified(time_key, BATCH)
         cosine, slope = jax.jvp(logsnr_at, (t,), (jnp.ones_like(t),))
-        adaptive = jnp.asarray(_ADAPTIVE)[which]
+        adaptive = jnp.asarray(_ADAPTIVE)[method.weighting]
         drawn = _NOISE_LEVELS.quantile(levels, t)
         logsnr = jnp.where(adaptive, drawn, cosine)
-        losses = _eps_losses(params, x, noise, logsnr, weighting)
+        losses = _eps_losses(params, method, x, noise, logsnr, weighting)
         weights, levels = _NOISE_LEVELS.update(losses, levels, logsnr=logsnr)
         return jnp.mean(jnp.where(adaptive, weights, -slope) * losses / 2), levels
 
@@ -163,7 +190,9 @@ def train(key, rate, which, images, steps: int) -> Params:
 
 @functools.partial(jax.jit, static_argnames="draws")
 @functools.partial(jax.vmap, in_axes=(0, None, None, None, None))
-def held_out(params, images, which, key, draws: int) -> tuple[jax.Array, jax.Array]:
+def held_out(
+    params, method: Method, images, key, draws: int
+) -> tuple[jax.Array, jax.Array]:
     """The weighted loss and the likelihood bound, on images, in nats a pixel.
 
     The bound is its diffusion part, the only one that the network has a say in.
@@ -174,48 +203,44 @@ def held_out(params, images, which, key, draws: int) -> tuple[jax.Array, jax.Arr
         noise = jax.random.normal(noise_key, images.shape)
         t = _stratified(time_key, len(images))
         logsnr, slope = jax.jvp(logsnr_at, (t,), (jnp.ones_like(t),))
-        losses = _eps_losses(params, images, noise, logsnr, "elbo")
-        weights = jnp.stack([weight(logsnr) for weight in WEIGHTINGS.values()])[which]
+        losses = _eps_losses(params, method, images, noise, logsnr, "elbo")
         bound = -slope * losses / 2 / PIXELS
-        return jnp.mean(weights * bound), jnp.mean(bound)
+        return jnp.mean(_weighting(method)(logsnr) * bound), jnp.mean(bound)
 
     own, bound = jax.lax.map(both, jax.random.split(key, draws))
     return jnp.mean(own), jnp.mean(bound)
 
 
 @jax.jit
-@functools.partial(jax.vmap, in_axes=(0, None, None, None))
-def error_by_level(params, images, logsnrs, key) -> jax.Array:
+@functools.partial(jax.vmap, in_axes=(0, None, None, None, None))
+def error_by_level(params, method: Method, images, logsnrs, key) -> jax.Array:
     """Mean squared error of the noise a pixel, at each log-SNR."""
 
     def at_level(logsnr):
         noise = jax.random.normal(key, images.shape)
         rows = jnp.broadcast_to(logsnr, (len(images),))
-        return jnp.mean(_eps_losses(params, images, noise, rows, "elbo")) / PIXELS
+        losses = _eps_losses(params, method, images, noise, rows, "elbo")
+        return jnp.mean(losses) / PIXELS
 
     return jax.lax.map(at_level, logsnrs)
 
 
 @functools.partial(jax.jit, static_argnames=("count", "steps"))
-@functools.partial(jax.vmap, in_axes=(0, 0, None, None))
-def draw_samples(params, key, count: int, steps: int) -> jax.Array:
+@functools.partial(jax.vmap, in_axes=(0, None, 0, None, None))
+def draw_samples(params, method: Method, key, count: int, steps: int) -> jax.Array:
     """Images [count, 64] by ancestral sampling, with estimates kept in [-1, 1]."""
     grid = logsnr_at(jnp.linspace(1.0, 0.0, steps + 1))
 
     def step(z, at):
         before, after, key = at
-        rows = jnp.broadcast_to(before, (count,))
-        (alpha, sigma), (next_alpha, next_sigma) = (
-            _scales(rows),
-            _scales(jnp.broadcast_to(after, (count,))),
-        )
-        estimate = (z - sigma * predict_noise(params, z, rows)) / alpha
+        rows, next_rows = (jnp.broadcast_to(x, (count,)) for x in (before, after))
+        alpha, sigma = _scales(rows)
+        next_alpha, next_sigma = _scales(next_rows)
+        estimate = (z - sigma * predict_noise(params, method, z, rows)) / alpha
         estimate = jnp.clip(estimate, -1.0, 1.0)
-        # Of q(z_s | z_t, x): it forgets z_t by c = 1 - snr_t / snr_s.
+        # q(next z | z, x) forgets a share of z for x: 1 - snr / next snr.
         forgotten = -jnp.expm1(before - after)
-        mean = next_alpha * (1 - forgotten) * z / alpha + forgotten * (
-            next_alpha * estimate
-        )
+        mean = next_alpha * ((1 - forgotten) * z / alpha + forgotten * estimate)
         noise = jax.random.normal(key, z.shape)
         return mean + next_sigma * jnp.sqrt(forgotten) * noise, estimate
 
@@ -244,7 +269,7 @@ def classifier(digits: Digits, steps: int) -> Features:
     tx = optax.adam(1e-3)
 
     @jax.jit
-    def features(params, x):
+    def features(params: Params, x: Any) -> jax.Array:
         for layer in params[:-1]:
             x = jax.nn.relu(_layer(layer, x))
         return x
@@ -264,9 +289,10 @@ def classifier(digits: Digits, steps: int) -> Features:
         return (optax.apply_updates(params, updates), state), None
 
     init_key, key = jax.random.split(jax.random.key(0))
-    params = _init(init_key, (PIXELS, 128, 32, 10))
-    carry = (params, tx.init(params))
-    (params, _), _ = jax.lax.scan(step, carry, jax.random.split(key, steps))
+    start = _init(init_key, (PIXELS, 128, 32, 10))
+    carry = (start, tx.init(start))
+    carry, _ = jax.lax.scan(step, carry, jax.random.split(key, steps))
+    params: Params = carry[0]
     logits = _layer(params[-1], features(params, digits.test))
     right = np.mean(np.argmax(logits, -1) == digits.test_labels)
     return Features(lambda x: np.asarray(features(params, x), np.float64), float(right))

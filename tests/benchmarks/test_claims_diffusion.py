@@ -34,9 +34,12 @@ def short(tmp_path_factory):
 
 def test_every_weighting_has_its_metrics_for_every_seed(short):
     printed, result = short
-    assert list(result["weightings"]) == list(dd.WEIGHTINGS)
-    for name, run in result["weightings"].items():
-        assert name in printed
+    runs = result["networks"]
+    assert list(runs) == list(dd.NETWORKS)
+    for of_network in runs.values():
+        assert list(of_network) == list(dd.WEIGHTINGS)
+    assert all(name in printed for name in dd.WEIGHTINGS)
+    for run in (run for of_network in runs.values() for run in of_network.values()):
         assert run["rate"] in result["settings"]["learning_rates"]
         for metric in diffusion_weightings.METRICS:
             assert len(run[metric]) == result["settings"]["seeds"] == 2
@@ -49,15 +52,15 @@ def test_every_claim_has_a_control_an_interval_and_the_verdict_that_follows(shor
     for claim in result["claims"]:
         low, high = claim["interval"]
         assert low <= claim["difference"] <= high
-        assert {claim["weighting"], claim["control"]} <= set(result["weightings"])
+        assert {claim["weighting"], claim["control"]} <= set(dd.WEIGHTINGS)
+        assert claim["network"] in dd.NETWORKS
         holds_zero = low <= 0 <= high
         assert (claim["verdict"] == "open") == holds_zero
         if not holds_zero:
             assert (claim["verdict"] == "shown") == (high < 0)
         assert claim["paper"] in printed
-    assert len(result["claims"]) == sum(
-        len(claim.metrics) for claim in diffusion_weightings.CLAIMS
-    )
+    metrics = sum(len(claim.metrics) for claim in diffusion_weightings.CLAIMS)
+    assert len(result["claims"]) == metrics * len(dd.NETWORKS)
 
 
 def test_the_results_say_where_they_were_measured_and_what_real_digits_reach(short):
