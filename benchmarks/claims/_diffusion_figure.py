@@ -86,8 +86,9 @@ def _errors(axes: matplotlib.axes.Axes, runs, logsnrs: np.ndarray) -> None:
     axes.axhline(1, color="0.6", lw=0.8, ls=":")
     axes.set(yscale="log", xlabel="log-SNR (noise on the left)")
     axes.set(ylabel="error of ε, over that of plain ε")
+    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     axes.legend(frameon=False, fontsize=8, ncols=2)
 
 
