@@ -1,1 +1,1 @@
-"""One script a paper's claim: does the effect show, beside its control?"""
+"""One script a paper's effect: shown or refuted, with the control beside it."""

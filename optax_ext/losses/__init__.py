@@ -4,10 +4,37 @@ Pure functions without a trainer. They return one value per element, sample or t
 leave the mean to you; `optax_ext.losses.policy` says which policy loss to reach for.
 """
 
+from optax_ext.losses.alignment import (
+    representation_alignment_loss,
+    spatial_normalize,
+)
 from optax_ext.losses.classification import (
     normalized_sigmoid_binary_cross_entropy,
     normalized_softmax_cross_entropy_with_integer_labels,
     stablemax_cross_entropy_with_integer_labels,
+)
+from optax_ext.losses.consistency import (
+    consistency_scalings,
+    consistency_training_loss,
+    pseudo_huber_loss,
+)
+from optax_ext.losses.consistency_levels import (
+    ict_discretization_schedule,
+    ict_weights,
+    karras_sigmas,
+    lognormal_timestep_probs,
+)
+from optax_ext.losses.diffusion import (
+    debiased_diffusion_weight,
+    diffusion_weighting,
+    p2_diffusion_weight,
+    weighted_diffusion_loss,
+)
+from optax_ext.losses.distribution_matching import (
+    f_distill_loss,
+    f_divergence_weight,
+    log_ratio_and_grad,
+    tiw_dsm_loss,
 )
 from optax_ext.losses.domains import (
     idgm_loss,
@@ -21,10 +48,19 @@ from optax_ext.losses.flow_policy import (
     flow_sde_step,
     gaussian_step_log_prob,
 )
+from optax_ext.losses.gan import (
+    gradient_penalty,
+    wgan_gp_loss,
+)
 from optax_ext.losses.grpo_guard import (
     denoising_step_weights,
     grpo_guard_loss,
     normalized_log_ratio,
+)
+from optax_ext.losses.inverse import (
+    proximal_matching_gamma_schedule,
+    proximal_matching_loss,
+    red_diff_loss,
 )
 from optax_ext.losses.language_policy import (
     grpo_loss,
@@ -34,6 +70,11 @@ from optax_ext.losses.language_policy import (
 from optax_ext.losses.lens import (
     lens_advantages,
     lens_rewards,
+)
+from optax_ext.losses.noprop import (
+    noprop_loss,
+    noprop_posterior_coeffs,
+    noprop_prior_kl,
 )
 from optax_ext.losses.offline_policy import (
     a_lol_loss,
@@ -46,6 +87,11 @@ from optax_ext.losses.policy import (
 from optax_ext.losses.preference import (
     dpo_loss,
     simpo_loss,
+)
+from optax_ext.losses.reconstruction import (
+    contractive_reconstruction_loss,
+    denoising_reconstruction_loss,
+    score_from_reconstruction,
 )
 from optax_ext.losses.sparse_po import (
     activation_token_mask,
@@ -67,31 +113,59 @@ __all__ = [
     "a_lol_loss",
     "activation_token_mask",
     "clipped_surrogate_loss",
+    "consistency_scalings",
+    "consistency_training_loss",
+    "contractive_reconstruction_loss",
+    "debiased_diffusion_weight",
+    "denoising_reconstruction_loss",
     "denoising_step_weights",
+    "diffusion_weighting",
     "dpo_loss",
+    "f_distill_loss",
+    "f_divergence_weight",
     "flow_sde_step",
     "gaussian_step_log_prob",
     "gradient_entanglement",
+    "gradient_penalty",
     "group_relative_advantages",
     "grpo_guard_loss",
     "grpo_loss",
+    "ict_discretization_schedule",
+    "ict_weights",
     "idgm_loss",
+    "karras_sigmas",
     "lens_advantages",
     "lens_rewards",
+    "log_ratio_and_grad",
+    "lognormal_timestep_probs",
+    "noprop_loss",
+    "noprop_posterior_coeffs",
+    "noprop_prior_kl",
     "normalized_log_ratio",
     "normalized_sigmoid_binary_cross_entropy",
     "normalized_softmax_cross_entropy_with_integer_labels",
+    "p2_diffusion_weight",
     "pairwise_normalized_gradient",
     "ppo_clip_loss",
+    "proximal_matching_gamma_schedule",
+    "proximal_matching_loss",
+    "pseudo_huber_loss",
+    "red_diff_loss",
     "remax_advantages",
     "remax_loss",
+    "representation_alignment_loss",
     "reward_to_go",
+    "score_from_reconstruction",
     "sequence_log_probs",
     "simpo_loss",
     "sparse_po_loss",
     "sparse_token_mask",
+    "spatial_normalize",
     "stablemax_cross_entropy_with_integer_labels",
     "submodular_policy_loss",
+    "tiw_dsm_loss",
     "token_kl",
     "token_log_probs",
+    "weighted_diffusion_loss",
+    "wgan_gp_loss",
 ]

@@ -1,15 +1,29 @@
 """Weightings: how much each of several losses counts."""
 
-from optax_ext._core.pairs import Weighting
+from optax_ext._core.pairs import (
+    Weighting,
+)
+from optax_ext.weightings._bins import (
+    BinsState,
+)
 from optax_ext.weightings.constraints import (
     LagrangianRewardWeightsState,
     constrained_advantage,
     lagrangian_reward_weights,
 )
+from optax_ext.weightings.noise_levels import (
+    NoiseSchedule,
+    adaptive_noise_schedule,
+    f_distill_weighting,
+)
 
 __all__ = [
+    "BinsState",
     "LagrangianRewardWeightsState",
+    "NoiseSchedule",
     "Weighting",
+    "adaptive_noise_schedule",
     "constrained_advantage",
+    "f_distill_weighting",
     "lagrangian_reward_weights",
 ]

@@ -26,19 +26,26 @@ DETACHED: dict[str, tuple[str, ...]] = {
     "ppo_clip_loss": ("old_log_probs", "advantages"),
     "remax_loss": ("rewards", "greedy_rewards"),
     "sparse_po_loss": ("ref_chosen_log_probs", "ref_rejected_log_probs"),
+    "representation_alignment_loss": ("teacher",),
     "submodular_policy_loss": ("gains",),
+    "tiw_dsm_loss": ("log_ratio", "grad_log_ratio"),
 }
 """Arguments that carry no gradient."""
 
 SELF_DETACHED: dict[str, str] = {
     "a_lol_loss": "the importance ratio is a weight",
+    "consistency_training_loss": "the branch of the teacher",
+    "f_distill_loss": "its value is its gradient's direction",
     "normalized_sigmoid_binary_cross_entropy": "the error mass is a weight",
     "normalized_softmax_cross_entropy_with_integer_labels": "the same",
+    "red_diff_loss": "the denoiser's residual is a direction",
 }
 """Losses with weights of their own that carry no gradient."""
 
-MIXED: dict[str, str] = {}
-"""Losses whose examples cannot change places, and why."""
+MIXED: dict[str, str] = {
+    "noprop_loss": "its first axis is the blocks of the network",
+}
+"""Losses without an axis of examples in front, and what there is."""
 
 NOT_ROWS: dict[str, tuple[str, ...]] = {
     "grpo_guard_loss": ("std_devs", "dts"),
