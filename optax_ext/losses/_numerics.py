@@ -33,25 +33,12 @@ def mask_of(where: chex.Array | None, like: jax.Array) -> jax.Array:
     return where.astype(like.dtype)
 
 
-def masked_sums(
-    values: jax.Array, where: chex.Array | None = None, axis: Any = -1
-) -> tuple[jax.Array, jax.Array]:
-    """Sum of the values that count, and how many there are (1 if there are none).
-
-    The sums of micro-batches add up, and so do the counts: their quotient is the mean
-    over all of them.
-    """
-    mask = mask_of(where, values)
-    count = jnp.sum(mask, axis)
-    return jnp.sum(values * mask, axis), jnp.maximum(count, 1)
-
-
 def masked_mean(
     values: jax.Array, where: chex.Array | None = None, axis: Any = -1
 ) -> jax.Array:
     """Mean of the values that count; 0 where none does."""
-    total, count = masked_sums(values, where, axis)
-    return total / count
+    mask = mask_of(where, values)
+    return jnp.sum(values * mask, axis) / jnp.maximum(jnp.sum(mask, axis), 1)
 
 
 def norm_of(x: jax.Array, axis: Any = -1, keepdims: bool = False) -> jax.Array:
