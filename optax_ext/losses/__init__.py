@@ -13,6 +13,10 @@ from optax_ext.losses.classification import (
     normalized_softmax_cross_entropy_with_integer_labels,
     stablemax_cross_entropy_with_integer_labels,
 )
+from optax_ext.losses.confusion import (
+    anyloss,
+    soft_confusion_matrix,
+)
 from optax_ext.losses.consistency import (
     consistency_scalings,
     consistency_training_loss,
@@ -29,6 +33,13 @@ from optax_ext.losses.diffusion import (
     diffusion_weighting,
     p2_diffusion_weight,
     weighted_diffusion_loss,
+)
+from optax_ext.losses.distillation import (
+    distillation_discriminator_loss,
+    ensemble_distillation_loss,
+    optimal_distillation_weight,
+    progressive_self_distillation,
+    self_distillation_loss,
 )
 from optax_ext.losses.distribution_matching import (
     f_distill_loss,
@@ -57,6 +68,12 @@ from optax_ext.losses.grpo_guard import (
     grpo_guard_loss,
     normalized_log_ratio,
 )
+from optax_ext.losses.imbalance import (
+    deferred_reweighting,
+    effective_number_weights,
+    ldam_loss,
+    vector_scaling_loss,
+)
 from optax_ext.losses.inverse import (
     proximal_matching_gamma_schedule,
     proximal_matching_loss,
@@ -70,6 +87,14 @@ from optax_ext.losses.language_policy import (
 from optax_ext.losses.lens import (
     lens_advantages,
     lens_rewards,
+)
+from optax_ext.losses.noisy_labels import (
+    co_teaching_loss,
+    co_teaching_weights,
+    early_learning_regularization,
+    forget_rate_schedule,
+    nested_dropout,
+    nested_dropout_probs,
 )
 from optax_ext.losses.noprop import (
     noprop_loss,
@@ -88,10 +113,17 @@ from optax_ext.losses.preference import (
     dpo_loss,
     simpo_loss,
 )
+from optax_ext.losses.proportions import (
+    easy_llp_labels,
+    easy_llp_loss,
+)
 from optax_ext.losses.reconstruction import (
     contractive_reconstruction_loss,
     denoising_reconstruction_loss,
     score_from_reconstruction,
+)
+from optax_ext.losses.semi_supervised import (
+    shrinkmatch_loss,
 )
 from optax_ext.losses.sparse_po import (
     activation_token_mask,
@@ -112,18 +144,29 @@ __all__ = [
     "GradientEntanglement",
     "a_lol_loss",
     "activation_token_mask",
+    "anyloss",
     "clipped_surrogate_loss",
+    "co_teaching_loss",
+    "co_teaching_weights",
     "consistency_scalings",
     "consistency_training_loss",
     "contractive_reconstruction_loss",
     "debiased_diffusion_weight",
+    "deferred_reweighting",
     "denoising_reconstruction_loss",
     "denoising_step_weights",
     "diffusion_weighting",
+    "distillation_discriminator_loss",
     "dpo_loss",
+    "early_learning_regularization",
+    "easy_llp_labels",
+    "easy_llp_loss",
+    "effective_number_weights",
+    "ensemble_distillation_loss",
     "f_distill_loss",
     "f_divergence_weight",
     "flow_sde_step",
+    "forget_rate_schedule",
     "gaussian_step_log_prob",
     "gradient_entanglement",
     "gradient_penalty",
@@ -134,19 +177,24 @@ __all__ = [
     "ict_weights",
     "idgm_loss",
     "karras_sigmas",
+    "ldam_loss",
     "lens_advantages",
     "lens_rewards",
     "log_ratio_and_grad",
     "lognormal_timestep_probs",
+    "nested_dropout",
+    "nested_dropout_probs",
     "noprop_loss",
     "noprop_posterior_coeffs",
     "noprop_prior_kl",
     "normalized_log_ratio",
     "normalized_sigmoid_binary_cross_entropy",
     "normalized_softmax_cross_entropy_with_integer_labels",
+    "optimal_distillation_weight",
     "p2_diffusion_weight",
     "pairwise_normalized_gradient",
     "ppo_clip_loss",
+    "progressive_self_distillation",
     "proximal_matching_gamma_schedule",
     "proximal_matching_loss",
     "pseudo_huber_loss",
@@ -156,8 +204,11 @@ __all__ = [
     "representation_alignment_loss",
     "reward_to_go",
     "score_from_reconstruction",
+    "self_distillation_loss",
     "sequence_log_probs",
+    "shrinkmatch_loss",
     "simpo_loss",
+    "soft_confusion_matrix",
     "sparse_po_loss",
     "sparse_token_mask",
     "spatial_normalize",
@@ -166,6 +217,7 @@ __all__ = [
     "tiw_dsm_loss",
     "token_kl",
     "token_log_probs",
+    "vector_scaling_loss",
     "weighted_diffusion_loss",
     "wgan_gp_loss",
 ]

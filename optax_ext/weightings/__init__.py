@@ -16,6 +16,9 @@ from optax_ext.weightings.noise_levels import (
     adaptive_noise_schedule,
     f_distill_weighting,
 )
+from optax_ext.weightings.semi_supervised import (
+    certain_ratio,
+)
 
 __all__ = [
     "BinsState",
@@ -23,6 +26,7 @@ __all__ = [
     "NoiseSchedule",
     "Weighting",
     "adaptive_noise_schedule",
+    "certain_ratio",
     "constrained_advantage",
     "f_distill_weighting",
     "lagrangian_reward_weights",
