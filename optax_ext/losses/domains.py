@@ -172,10 +172,6 @@ def hessian_alignment_loss(
     check_hyperparam(owner, low=0.0, alpha=alpha, beta=beta)
     check_choice(owner, "mode", mode, ("hgp", "hutchinson"))
     check_interval(owner, num_probes=num_probes)
-    if mode == "hutchinson" and probes is None and key is None:
-        raise ValueError(
-            f"{owner}: hutchinson needs probes, or a key to draw them from"
-        )
     dtype = computing_dtype(*jax.tree.leaves(head_params), *jax.tree.leaves(batches))
 
     def widened(tree):
@@ -190,6 +186,8 @@ def hessian_alignment_loss(
     if mode == "hutchinson" and probes is not None:
         probes = jax.vmap(lambda v: ravel_pytree(v)[0])(widened(probes))
     elif mode == "hutchinson":
+        if key is None:
+            raise ValueError(f"{owner}: hutchinson needs probes, or a key to draw them")
         probes = jax.random.rademacher(key, (num_probes, head.size), dtype)
 
     def loss_of(head, batch):

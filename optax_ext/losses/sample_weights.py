@@ -282,10 +282,10 @@ def loss_based_weights(
       ValueError: for hyper-parameters outside their range.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax.numpy as jnp, numpy as np
       >>> import optax_ext as ox
       >>> losses = jnp.array([0.0, 2.0, 4.0])
-      >>> print(ox.losses.loss_based_weights(losses).round(3))
+      >>> print(np.asarray(ox.losses.loss_based_weights(losses)).round(3))
       [0.155 0.422 0.422]
     """
     owner = "loss_based_weights"

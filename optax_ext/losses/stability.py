@@ -59,9 +59,9 @@ def z_loss(logits: chex.Array, *, coef: chex.Numeric = 1e-4) -> jax.Array:
     Example:
       >>> import jax.numpy as jnp
       >>> import optax_ext as ox
-      >>> logits = jnp.log(jnp.array([[0.5, 0.5], [1.0, 1.0]]))
-      >>> print(ox.losses.z_loss(logits, coef=1.0).round(4))
-      [0.     0.4805]
+      >>> logits = jnp.array([[0.0, -jnp.inf], [3.0, -jnp.inf]])
+      >>> print(ox.losses.z_loss(logits, coef=1.0))
+      [0. 9.]
     """
     check_hyperparam("z_loss", low=0.0, coef=coef)
     (logits,) = working_floats(logits=logits)

@@ -73,14 +73,14 @@ def loss_based_reweighting(
       AssertionError: at the update, if `losses` are no vector of floats.
 
     Example:
-      >>> import jax.numpy as jnp, optax_ext as ox
+      >>> import jax.numpy as jnp, numpy as np, optax_ext as ox
       >>> weighting = ox.loss_based_reweighting(warmup_steps=1)
       >>> state, losses = weighting.init(), jnp.array([0.0, 4.0])
       >>> weights, state = weighting.update(losses, state)
       >>> print(weights)
       [0.5 0.5]
       >>> weights, state = weighting.update(losses, state)
-      >>> print(weights.round(3))
+      >>> print(np.asarray(weights).round(3))
       [0.269 0.731]
     """
     owner = "loss_based_reweighting"
@@ -156,19 +156,23 @@ def adaptive_consistency_weighting(
       AssertionError: at the update, for shapes or types that do not fit.
 
     Example:
-      >>> import jax.numpy as jnp, optax_ext as ox
+      >>> import jax.numpy as jnp, numpy as np, optax_ext as ox
       >>> weighting = ox.adaptive_consistency_weighting(10)
       >>> losses, consistency = jnp.log(jnp.array([[3.0, 1.0], [1.0, 1.0]]))
       >>> weights, state = weighting.update(losses, weighting.init(),
       ...     consistency_losses=consistency, index=jnp.array([7, 2]))
-      >>> print(weights)
+      >>> print(np.asarray(weights).round(5))
       [[0.75 0.25]
        [0.5  0.5 ]]
     """
     owner = "adaptive_consistency_weighting"
     check_interval(owner, num_examples=num_examples)
-    rates = {"learning_rate": learning_rate, "consistency_weight": consistency_weight}
-    check_hyperparam(owner, low=0.0, **rates)
+    check_hyperparam(
+        owner,
+        low=0.0,
+        learning_rate=learning_rate,
+        consistency_weight=consistency_weight,
+    )
 
     def init() -> ConsistencyState:
         return ConsistencyState(jnp.full((num_examples, 2), 0.5, float))
@@ -190,7 +194,9 @@ def adaptive_consistency_weighting(
             [losses, consistency, index],
             custom_message="losses, consistency_losses, index",
         )
-        eta, lam = (jnp.asarray(x, losses.dtype) for x in rates.values())
+        eta, lam = (
+            jnp.asarray(x, losses.dtype) for x in (learning_rate, consistency_weight)
+        )
         gains = eta * jnp.stack([losses, lam * consistency], axis=-1)
         old = state.weights[index].astype(losses.dtype)
         alive = jnp.any(old > 0, axis=-1, keepdims=True)
