@@ -181,7 +181,7 @@ def hessian_alignment_loss(
 
         return jax.tree.map(widen, tree)
 
-    batches = widened(batches)
+    batches, price = widened(batches), widened((alpha, beta))
     head, unravel = ravel_pytree(widened(head_params))
     if mode == "hutchinson" and probes is not None:
         probes = jax.vmap(lambda v: ravel_pytree(v)[0])(widened(probes))
@@ -193,7 +193,7 @@ def hessian_alignment_loss(
     def loss_of(head, batch):
         loss = loss_fn(unravel(head), batch)
         chex.assert_rank(loss, 0, custom_message="loss_fn must return a scalar")
-        return loss
+        return loss.astype(dtype)
 
     def mean_loss(head):
         return jnp.mean(jax.vmap(loss_of, (None, 0))(head, batches))
@@ -214,11 +214,11 @@ def hessian_alignment_loss(
         center = jax.lax.stop_gradient(center)
 
     def of_domain(batch):
-        g, s = statistics(lambda head: loss_of(head, batch))
+        statistic = statistics(lambda head: loss_of(head, batch))
         slopes, curvatures = (
-            jnp.sum((g - center[0]) ** 2),
-            jnp.sum((s - center[1]) ** 2),
+            jnp.sum((mine - mean) ** 2)
+            for mine, mean in zip(statistic, center, strict=True)
         )
-        return loss_of(head, batch) + alpha * curvatures + beta * slopes
+        return loss_of(head, batch) + price[0] * curvatures + price[1] * slopes
 
     return jnp.mean(jax.vmap(of_domain)(batches))
