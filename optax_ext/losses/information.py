@@ -2,7 +2,7 @@
 
 | function | 0 where | use it as |
 |---|---|---|
-| `cs_conditional_divergence` | the prediction behaves as y given x | regression loss |
+| `cs_conditional_divergence` | the prediction is y | regression loss |
 | `cs_qmi` | x and the code t are independent | compression penalty |
 | `cs_ib_loss` | - | the two together: an information bottleneck |
 
@@ -32,7 +32,7 @@ def _samples(**arguments: chex.Array) -> list[jax.Array]:
     arrays = dict(zip(arguments, working_floats(**arguments), strict=True))
     for name, x in arrays.items():
         chex.assert_rank(x, {1, 2}, custom_message=f"{name} must be [N, d] or [N]")
-    columns = [x.reshape(x.shape[0], -1) for x in arrays.values()]
+    columns = [x[:, None] if x.ndim == 1 else x for x in arrays.values()]
     chex.assert_equal_shape_prefix(
         columns, 1, custom_message=f"{', '.join(arguments)} must have one length"
     )
@@ -76,6 +76,10 @@ def cs_conditional_divergence(
       D = \log S(L^{yy}) + \log S(L^{\hat y \hat y}) - 2 \log S(L^{\hat y y}),
       \qquad
       S(L) = \sum_j \frac{\sum_i K_{ji} L_{ji}}{(\sum_i K_{ji})^2}
+
+    It is an estimate and no distance: K, divided by its row sums, is not symmetric, so
+    that the gradient at y_pred = y is small but not 0, and values a little below 0
+    exist near by.
 
     Args:
       x: inputs, [N, d] or [N].
