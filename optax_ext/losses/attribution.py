@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_interval
 from optax_ext.losses._numerics import working_floats
+from optax_ext.losses.calibration import magnitude
 
 _PAPER: dict[str, Any] = {
     "title": "Improving performance of deep learning models with axiomatic attribution "
@@ -185,7 +186,7 @@ def sample_expected_gradients(
 
 def _importance(attributions: jax.Array) -> jax.Array:
     """Mean over the batch of the absolute contributions, as a vector."""
-    return jnp.mean(jnp.abs(attributions), axis=0).ravel()
+    return jnp.mean(magnitude(attributions), axis=0).ravel()
 
 
 @catalogued(
@@ -264,7 +265,7 @@ def attribution_total_variation(attributions: chex.Array) -> jax.Array:
     chex.assert_rank(
         phi, 4, custom_message="attributions must be [batch, height, width, channels]"
     )
-    along = (jnp.sum(jnp.abs(jnp.diff(phi, axis=i)), axis=(1, 2, 3)) for i in (1, 2))
+    along = (jnp.sum(magnitude(jnp.diff(phi, axis=i)), axis=(1, 2, 3)) for i in (1, 2))
     return sum(along, start=jnp.zeros(phi.shape[:1], phi.dtype))
 
 

@@ -28,6 +28,11 @@ _SELECTIVE: dict[str, Any] = {
 }
 
 
+def magnitude(x: jax.Array) -> jax.Array:
+    """The absolute value, with slope 0 at 0, where that of jnp.abs is 1."""
+    return x * jnp.sign(x)
+
+
 @catalogued(
     title="A Large-Scale Study of Probabilistic Calibration in Neural Network "
     "Regression",
@@ -91,10 +96,10 @@ def pit_calibration_loss(
     p = jnp.asarray(p, z.dtype)
     if kind == "sort":
         expected = jnp.arange(1, z.size + 1, dtype=z.dtype) / (z.size + 1)
-        return jnp.mean(jnp.abs(jnp.sort(z) - expected) ** p)
+        return jnp.mean(magnitude(jnp.sort(z) - expected) ** p)
     a = (jnp.arange(levels, dtype=z.dtype) + 0.5) / levels
     steps = jax.nn.sigmoid(jnp.asarray(slope, z.dtype) * (a[:, None] - z[None, :]))
-    return jnp.mean(jnp.abs(jnp.mean(steps, axis=1) - a) ** p)
+    return jnp.mean(magnitude(jnp.mean(steps, axis=1) - a) ** p)
 
 
 @catalogued(
@@ -147,7 +152,7 @@ def logit_norm_score(
     nonzero = largest > 0
     v = jnp.where(nonzero, v / jnp.where(nonzero, largest, 1), 0)
     p = jnp.asarray(p, v.dtype)
-    powers = jnp.where(nonzero[..., 0], jnp.sum(jnp.abs(v) ** p, axis=-1), 1)
+    powers = jnp.where(nonzero[..., 0], jnp.sum(magnitude(v) ** p, axis=-1), 1)
     return jnp.max(v, axis=-1) / powers ** (1 / p)
 
 

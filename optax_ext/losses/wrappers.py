@@ -26,6 +26,7 @@ from optax_ext._core.catalogue import catalogued
 from optax_ext._core.checks import check_hyperparam
 from optax_ext._core.trees import computing_dtype
 from optax_ext.losses._numerics import masked_mean, norm_of, working_floats
+from optax_ext.losses.calibration import magnitude
 from optax_ext.losses.stability import z_loss
 
 LossFn = Callable[..., Any]
@@ -107,7 +108,7 @@ def flooding(
 
     def change(loss, aux, params):
         level = jnp.asarray(flood_level, loss.dtype)
-        return jnp.abs(loss - level) + level
+        return magnitude(loss - level) + level
 
     return _changed(loss_fn, has_aux, change)
 

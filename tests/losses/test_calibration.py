@@ -76,6 +76,11 @@ def test_certain_and_impossible_targets_have_finite_gradients(kind, p):
     assert jnp.isfinite(gradient).all()
 
 
+def test_a_target_where_it_should_be_has_no_gradient():
+    gradient = jax.grad(lambda z: PIT(z, kind="sort"))(jnp.array([0.75, 0.25, 0.6]))
+    np.testing.assert_allclose(gradient, [0, 0, 1 / 3])
+
+
 SCORE = ox.losses.logit_norm_score
 LOGITS = rng.normal(0, 2, (5, 6))
 

@@ -54,9 +54,9 @@ def test_normal_log_score_times_the_inverse_fisher_matrix(x64, damping):
     got = naturals(loc, log_scale, y, damping=damping)
     for i in range(3):
         s = np.exp(log_scale[i])
-        slope = jax.grad(
-            lambda q, i=i: -stats.norm.logpdf(y[i], q[0], jnp.exp(q[1]))
-        )(jnp.stack([loc[i], log_scale[i]]))
+        slope = jax.grad(lambda q, i=i: -stats.norm.logpdf(y[i], q[0], jnp.exp(q[1])))(
+            jnp.stack([loc[i], log_scale[i]])
+        )
         want = dense(np.diag([1 / s**2, 2]), np.asarray(slope), damping)
         np.testing.assert_allclose([g[i] for g in got], want, rtol=1e-11)
 
