@@ -8,6 +8,20 @@ from optax_ext.losses.alignment import (
     representation_alignment_loss,
     spatial_normalize,
 )
+from optax_ext.losses.attribution import (
+    attribution_gini,
+    attribution_graph_penalty,
+    attribution_total_variation,
+    expected_gradients,
+    sample_expected_gradients,
+)
+from optax_ext.losses.calibration import (
+    RiskCoverage,
+    area_under_risk_coverage,
+    logit_norm_score,
+    pit_calibration_loss,
+    risk_coverage_curve,
+)
 from optax_ext.losses.classification import (
     normalized_sigmoid_binary_cross_entropy,
     normalized_softmax_cross_entropy_with_integer_labels,
@@ -48,6 +62,7 @@ from optax_ext.losses.distribution_matching import (
     tiw_dsm_loss,
 )
 from optax_ext.losses.domains import (
+    hessian_alignment_loss,
     idgm_loss,
 )
 from optax_ext.losses.entanglement import (
@@ -74,6 +89,11 @@ from optax_ext.losses.imbalance import (
     ldam_loss,
     vector_scaling_loss,
 )
+from optax_ext.losses.information import (
+    cs_conditional_divergence,
+    cs_ib_loss,
+    cs_qmi,
+)
 from optax_ext.losses.inverse import (
     proximal_matching_gamma_schedule,
     proximal_matching_loss,
@@ -87,6 +107,9 @@ from optax_ext.losses.language_policy import (
 from optax_ext.losses.lens import (
     lens_advantages,
     lens_rewards,
+)
+from optax_ext.losses.natural_gradient import (
+    natural_gradient_loss,
 )
 from optax_ext.losses.noisy_labels import (
     co_teaching_loss,
@@ -103,6 +126,11 @@ from optax_ext.losses.noprop import (
 )
 from optax_ext.losses.offline_policy import (
     a_lol_loss,
+)
+from optax_ext.losses.perturbation import (
+    awp_value_and_grad,
+    rwp_value_and_grad,
+    with_weight_perturbation,
 )
 from optax_ext.losses.policy import (
     clipped_surrogate_loss,
@@ -122,6 +150,21 @@ from optax_ext.losses.reconstruction import (
     denoising_reconstruction_loss,
     score_from_reconstruction,
 )
+from optax_ext.losses.robust import (
+    kl_dro_loss,
+    kl_dro_weights,
+    loreun_weights,
+    road_loss,
+    road_weights,
+)
+from optax_ext.losses.sample_weights import (
+    curriculum_weight,
+    loss_based_weights,
+    normalized_score,
+    pairwise_easiness,
+    pointwise_easiness,
+    reciprocal_rank_score,
+)
 from optax_ext.losses.semi_supervised import (
     shrinkmatch_loss,
 )
@@ -130,27 +173,53 @@ from optax_ext.losses.sparse_po import (
     sparse_po_loss,
     sparse_token_mask,
 )
+from optax_ext.losses.stability import (
+    cross_entropy_with_z_loss,
+    lr_sensitivity,
+    z_loss,
+)
 from optax_ext.losses.submodular import (
     reward_to_go,
     submodular_policy_loss,
+)
+from optax_ext.losses.token_weighting import (
+    talr_cross_entropy,
+    tldr_cross_entropy,
 )
 from optax_ext.losses.tokens import (
     sequence_log_probs,
     token_kl,
     token_log_probs,
 )
+from optax_ext.losses.wrappers import (
+    flooding,
+    with_gradient_penalty,
+    with_regularizer,
+    with_z_loss,
+)
 
 __all__ = [
     "GradientEntanglement",
+    "RiskCoverage",
     "a_lol_loss",
     "activation_token_mask",
     "anyloss",
+    "area_under_risk_coverage",
+    "attribution_gini",
+    "attribution_graph_penalty",
+    "attribution_total_variation",
+    "awp_value_and_grad",
     "clipped_surrogate_loss",
     "co_teaching_loss",
     "co_teaching_weights",
     "consistency_scalings",
     "consistency_training_loss",
     "contractive_reconstruction_loss",
+    "cross_entropy_with_z_loss",
+    "cs_conditional_divergence",
+    "cs_ib_loss",
+    "cs_qmi",
+    "curriculum_weight",
     "debiased_diffusion_weight",
     "deferred_reweighting",
     "denoising_reconstruction_loss",
@@ -163,8 +232,10 @@ __all__ = [
     "easy_llp_loss",
     "effective_number_weights",
     "ensemble_distillation_loss",
+    "expected_gradients",
     "f_distill_loss",
     "f_divergence_weight",
+    "flooding",
     "flow_sde_step",
     "forget_rate_schedule",
     "gaussian_step_log_prob",
@@ -173,36 +244,54 @@ __all__ = [
     "group_relative_advantages",
     "grpo_guard_loss",
     "grpo_loss",
+    "hessian_alignment_loss",
     "ict_discretization_schedule",
     "ict_weights",
     "idgm_loss",
     "karras_sigmas",
+    "kl_dro_loss",
+    "kl_dro_weights",
     "ldam_loss",
     "lens_advantages",
     "lens_rewards",
     "log_ratio_and_grad",
+    "logit_norm_score",
     "lognormal_timestep_probs",
+    "loreun_weights",
+    "loss_based_weights",
+    "lr_sensitivity",
+    "natural_gradient_loss",
     "nested_dropout",
     "nested_dropout_probs",
     "noprop_loss",
     "noprop_posterior_coeffs",
     "noprop_prior_kl",
     "normalized_log_ratio",
+    "normalized_score",
     "normalized_sigmoid_binary_cross_entropy",
     "normalized_softmax_cross_entropy_with_integer_labels",
     "optimal_distillation_weight",
     "p2_diffusion_weight",
+    "pairwise_easiness",
     "pairwise_normalized_gradient",
+    "pit_calibration_loss",
+    "pointwise_easiness",
     "ppo_clip_loss",
     "progressive_self_distillation",
     "proximal_matching_gamma_schedule",
     "proximal_matching_loss",
     "pseudo_huber_loss",
+    "reciprocal_rank_score",
     "red_diff_loss",
     "remax_advantages",
     "remax_loss",
     "representation_alignment_loss",
     "reward_to_go",
+    "risk_coverage_curve",
+    "road_loss",
+    "road_weights",
+    "rwp_value_and_grad",
+    "sample_expected_gradients",
     "score_from_reconstruction",
     "self_distillation_loss",
     "sequence_log_probs",
@@ -214,10 +303,17 @@ __all__ = [
     "spatial_normalize",
     "stablemax_cross_entropy_with_integer_labels",
     "submodular_policy_loss",
+    "talr_cross_entropy",
     "tiw_dsm_loss",
+    "tldr_cross_entropy",
     "token_kl",
     "token_log_probs",
     "vector_scaling_loss",
     "weighted_diffusion_loss",
     "wgan_gp_loss",
+    "with_gradient_penalty",
+    "with_regularizer",
+    "with_weight_perturbation",
+    "with_z_loss",
+    "z_loss",
 ]

@@ -11,10 +11,17 @@ from optax_ext.weightings.constraints import (
     constrained_advantage,
     lagrangian_reward_weights,
 )
+from optax_ext.weightings.loss_based import (
+    adaptive_consistency_weighting,
+    loss_based_reweighting,
+)
 from optax_ext.weightings.noise_levels import (
     NoiseSchedule,
     adaptive_noise_schedule,
     f_distill_weighting,
+)
+from optax_ext.weightings.robust import (
+    compositional_kl_dro,
 )
 from optax_ext.weightings.semi_supervised import (
     certain_ratio,
@@ -25,9 +32,12 @@ __all__ = [
     "LagrangianRewardWeightsState",
     "NoiseSchedule",
     "Weighting",
+    "adaptive_consistency_weighting",
     "adaptive_noise_schedule",
     "certain_ratio",
+    "compositional_kl_dro",
     "constrained_advantage",
     "f_distill_weighting",
     "lagrangian_reward_weights",
+    "loss_based_reweighting",
 ]
