@@ -5,26 +5,61 @@ leave the mean to you; `optax_ext.losses.policy` says which policy loss to reach
 """
 
 from optax_ext.losses.domains import idgm_loss
+from optax_ext.losses.entanglement import (
+    GradientEntanglement,
+    gradient_entanglement,
+    pairwise_normalized_gradient,
+)
 from optax_ext.losses.flow_policy import flow_sde_step, gaussian_step_log_prob
 from optax_ext.losses.grpo_guard import (
     denoising_step_weights,
     grpo_guard_loss,
     normalized_log_ratio,
 )
+from optax_ext.losses.language_policy import grpo_loss, remax_advantages, remax_loss
+from optax_ext.losses.lens import lens_advantages, lens_rewards
+from optax_ext.losses.offline_policy import a_lol_loss
 from optax_ext.losses.policy import (
     clipped_surrogate_loss,
     group_relative_advantages,
     ppo_clip_loss,
 )
+from optax_ext.losses.preference import dpo_loss, simpo_loss
+from optax_ext.losses.sparse_po import (
+    activation_token_mask,
+    sparse_po_loss,
+    sparse_token_mask,
+)
+from optax_ext.losses.submodular import reward_to_go, submodular_policy_loss
+from optax_ext.losses.tokens import sequence_log_probs, token_kl, token_log_probs
 
 __all__ = [
+    "GradientEntanglement",
+    "a_lol_loss",
+    "activation_token_mask",
     "clipped_surrogate_loss",
     "denoising_step_weights",
+    "dpo_loss",
     "flow_sde_step",
     "gaussian_step_log_prob",
+    "gradient_entanglement",
     "group_relative_advantages",
     "grpo_guard_loss",
     "idgm_loss",
+    "grpo_loss",
+    "lens_advantages",
+    "lens_rewards",
     "normalized_log_ratio",
+    "pairwise_normalized_gradient",
     "ppo_clip_loss",
+    "remax_advantages",
+    "remax_loss",
+    "reward_to_go",
+    "sequence_log_probs",
+    "simpo_loss",
+    "sparse_po_loss",
+    "sparse_token_mask",
+    "submodular_policy_loss",
+    "token_kl",
+    "token_log_probs",
 ]
