@@ -55,6 +55,11 @@ from optax_ext.transforms.radial import (
     project_radial,
     sgdp,
 )
+from optax_ext.transforms.regularizers import (
+    AnchorDecayState,
+    add_anchor_decay,
+    add_orthogonal_regularizer,
+)
 from optax_ext.transforms.sign import (
     LionKState,
     lion_k,
@@ -85,6 +90,7 @@ from optax_ext.transforms.widths import (
 )
 
 __all__ = [
+    "AnchorDecayState",
     "CautiousDecayState",
     "DiffGradState",
     "FAdamState",
@@ -103,8 +109,10 @@ __all__ = [
     "adamp",
     "adamw_cwd",
     "adamw_decoupled",
+    "add_anchor_decay",
     "add_cautious_decayed_weights",
     "add_independent_weight_decay",
+    "add_orthogonal_regularizer",
     "diffgrad",
     "effective_learning_rate",
     "fadam",

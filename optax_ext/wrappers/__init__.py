@@ -44,6 +44,10 @@ from optax_ext.wrappers.sphere import (
     lawn,
     normalize_and_project,
 )
+from optax_ext.wrappers.surrogate import (
+    TargetSurrogateState,
+    target_surrogate,
+)
 from optax_ext.wrappers.unlearning import (
     RefreshState,
     refresh,
@@ -57,6 +61,7 @@ __all__ = [
     "RefactorizeState",
     "RefreshState",
     "ResetState",
+    "TargetSurrogateState",
     "XGradState",
     "adaptive_eta",
     "bucketed",
@@ -76,6 +81,7 @@ __all__ = [
     "refresh",
     "reset_state_every",
     "scale_by_grams",
+    "target_surrogate",
     "xgrad",
     "xgrad_predict",
 ]
