@@ -8,10 +8,8 @@ from optax_ext.losses.anchors import (
     anchor_penalty,
 )
 from optax_ext.losses.contrastive import (
-    focal_info_nce,
     macl_loss,
     macl_loss_from_similarities,
-    mix_hard_negatives,
     multi_similarity_loss,
 )
 from optax_ext.losses.domains import idgm_loss
@@ -50,6 +48,7 @@ from optax_ext.losses.recurrent import (
     update_forcing,
     vanishing_gradient_regularizer,
 )
+from optax_ext.losses.retrieval import focal_info_nce, mix_hard_negatives
 from optax_ext.losses.solvers import (
     iteration_count_surrogate,
     target_surrogate_loss,

@@ -62,7 +62,7 @@ def anchor_penalty(
     """
     check_hyperparam("anchor_penalty", strength=strength)
     leaves, rest, _ = flatten_like(params, anchor, fisher, owner="anchor_penalty")
-    total = jnp.zeros((), jnp.float32)
+    parts = []
     for x, a, f in zip(leaves, *rest, strict=True):
         if is_hole(x):
             continue
@@ -71,7 +71,13 @@ def anchor_penalty(
         dtype = computing_dtype(*arrays)
         x, *given = (y.astype(dtype) for y in arrays)
         a, *f = jax.lax.stop_gradient(given)
-        gap = (x - a) ** 2 * f[0] if f else (x - a) ** 2
-        wide = jnp.promote_types(total.dtype, dtype)
-        total = total.astype(wide) + jnp.sum(gap).astype(wide)
-    return jnp.asarray(strength, total.dtype) / 2 * total
+        square = (x - a) ** 2
+        parts.append(jnp.sum(f[0] * square if f else square))
+    if not parts:
+        return jnp.zeros((), jnp.float32)
+    wide = computing_dtype(*parts)
+    return (
+        jnp.asarray(strength, wide)
+        / 2
+        * jnp.sum(jnp.stack([part.astype(wide) for part in parts]))
+    )

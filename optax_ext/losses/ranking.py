@@ -220,9 +220,11 @@ def neural_ndcg_loss(
       >>> import optax_ext as ox
       >>> labels = jnp.array([[2.0, 0.0, 1.0]])
       >>> for scores in ([[3.0, 1.0, 2.0]], [[1.0, 3.0, 2.0]]):
-      ...     print(ox.losses.neural_ndcg_loss(jnp.array(scores), labels).round(2))
-      [-0.96]
-      [-0.66]
+      ...     (loss,) = ox.losses.neural_ndcg_loss(
+      ...         jnp.array(scores), labels, temperature=0.1)
+      ...     print(f"{loss:.2f}")
+      -1.00
+      -0.59
     """
     if k is not None:
         check_interval("neural_ndcg_loss", k=k)

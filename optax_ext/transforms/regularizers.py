@@ -173,5 +173,5 @@ def add_orthogonal_regularizer(
         )
         return map_leaves(rule, updates, (), (params, steps), owner=owner)[0], state
 
-    link = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    link = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
     return link if mask is None else optax.masked(link, mask)

@@ -6,7 +6,7 @@ quadratic model of the loss in the outputs, `optax_ext.losses.target_surrogate_l
 and takes several steps of an optimizer on it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +119,7 @@ def target_surrogate(
                 f"{owner}: logits_grad has shape {jnp.shape(d)}, logits_fn returns "
                 f"{z.shape}"
             )
-        width = eta
+        width: Any = eta
         if callable(eta):
             state = TargetSurrogateState(next_count(state.count))
             width = at_step(eta, state.count.astype(float))
