@@ -5,6 +5,9 @@ from optax_ext.curvature.adahessian import (
     adahessian,
     scale_by_adahessian,
 )
+from optax_ext.curvature.empirical_fisher import (
+    diagonal_fisher,
+)
 from optax_ext.curvature.estimators import (
     EmaHessianState,
     KeyState,
@@ -27,6 +30,7 @@ __all__ = [
     "KeyState",
     "SophiaState",
     "adahessian",
+    "diagonal_fisher",
     "ema_hessian_diag",
     "external_hessian_diag",
     "gauss_newton_bartlett_diag",

@@ -5,5 +5,15 @@ from optax_ext.estimators.guidance import (
     GuidanceState,
     adaptive_projected_guidance,
 )
+from optax_ext.estimators.mixtures import (
+    mixup,
+    wise_ft,
+)
 
-__all__ = ["Guidance", "GuidanceState", "adaptive_projected_guidance"]
+__all__ = [
+    "Guidance",
+    "GuidanceState",
+    "adaptive_projected_guidance",
+    "mixup",
+    "wise_ft",
+]

@@ -8,6 +8,9 @@ from optax_ext.losses.alignment import (
     representation_alignment_loss,
     spatial_normalize,
 )
+from optax_ext.losses.anchors import (
+    anchor_penalty,
+)
 from optax_ext.losses.attribution import (
     attribution_gini,
     attribution_graph_penalty,
@@ -41,6 +44,11 @@ from optax_ext.losses.consistency_levels import (
     ict_weights,
     karras_sigmas,
     lognormal_timestep_probs,
+)
+from optax_ext.losses.contrastive import (
+    macl_loss,
+    macl_loss_from_similarities,
+    multi_similarity_loss,
 )
 from optax_ext.losses.diffusion import (
     debiased_diffusion_weight,
@@ -127,6 +135,10 @@ from optax_ext.losses.noprop import (
 from optax_ext.losses.offline_policy import (
     a_lol_loss,
 )
+from optax_ext.losses.orthogonality import (
+    orthogonal_conv_penalty,
+    orthogonal_dense_penalty,
+)
 from optax_ext.losses.perturbation import (
     awp_value_and_grad,
     rwp_value_and_grad,
@@ -145,10 +157,25 @@ from optax_ext.losses.proportions import (
     easy_llp_labels,
     easy_llp_loss,
 )
+from optax_ext.losses.ranking import (
+    neural_ndcg_loss,
+    neural_sort,
+    sinkhorn_normalize,
+)
 from optax_ext.losses.reconstruction import (
     contractive_reconstruction_loss,
     denoising_reconstruction_loss,
     score_from_reconstruction,
+)
+from optax_ext.losses.recurrent import (
+    generalized_teacher_forcing_rollout,
+    optimal_forcing,
+    update_forcing,
+    vanishing_gradient_regularizer,
+)
+from optax_ext.losses.retrieval import (
+    focal_info_nce,
+    mix_hard_negatives,
 )
 from optax_ext.losses.robust import (
     kl_dro_loss,
@@ -167,6 +194,10 @@ from optax_ext.losses.sample_weights import (
 )
 from optax_ext.losses.semi_supervised import (
     shrinkmatch_loss,
+)
+from optax_ext.losses.solvers import (
+    iteration_count_surrogate,
+    target_surrogate_loss,
 )
 from optax_ext.losses.sparse_po import (
     activation_token_mask,
@@ -203,6 +234,7 @@ __all__ = [
     "RiskCoverage",
     "a_lol_loss",
     "activation_token_mask",
+    "anchor_penalty",
     "anyloss",
     "area_under_risk_coverage",
     "attribution_gini",
@@ -237,8 +269,10 @@ __all__ = [
     "f_divergence_weight",
     "flooding",
     "flow_sde_step",
+    "focal_info_nce",
     "forget_rate_schedule",
     "gaussian_step_log_prob",
+    "generalized_teacher_forcing_rollout",
     "gradient_entanglement",
     "gradient_penalty",
     "group_relative_advantages",
@@ -248,6 +282,7 @@ __all__ = [
     "ict_discretization_schedule",
     "ict_weights",
     "idgm_loss",
+    "iteration_count_surrogate",
     "karras_sigmas",
     "kl_dro_loss",
     "kl_dro_weights",
@@ -260,9 +295,15 @@ __all__ = [
     "loreun_weights",
     "loss_based_weights",
     "lr_sensitivity",
+    "macl_loss",
+    "macl_loss_from_similarities",
+    "mix_hard_negatives",
+    "multi_similarity_loss",
     "natural_gradient_loss",
     "nested_dropout",
     "nested_dropout_probs",
+    "neural_ndcg_loss",
+    "neural_sort",
     "noprop_loss",
     "noprop_posterior_coeffs",
     "noprop_prior_kl",
@@ -271,6 +312,9 @@ __all__ = [
     "normalized_sigmoid_binary_cross_entropy",
     "normalized_softmax_cross_entropy_with_integer_labels",
     "optimal_distillation_weight",
+    "optimal_forcing",
+    "orthogonal_conv_penalty",
+    "orthogonal_dense_penalty",
     "p2_diffusion_weight",
     "pairwise_easiness",
     "pairwise_normalized_gradient",
@@ -297,6 +341,7 @@ __all__ = [
     "sequence_log_probs",
     "shrinkmatch_loss",
     "simpo_loss",
+    "sinkhorn_normalize",
     "soft_confusion_matrix",
     "sparse_po_loss",
     "sparse_token_mask",
@@ -304,10 +349,13 @@ __all__ = [
     "stablemax_cross_entropy_with_integer_labels",
     "submodular_policy_loss",
     "talr_cross_entropy",
+    "target_surrogate_loss",
     "tiw_dsm_loss",
     "tldr_cross_entropy",
     "token_kl",
     "token_log_probs",
+    "update_forcing",
+    "vanishing_gradient_regularizer",
     "vector_scaling_loss",
     "weighted_diffusion_loss",
     "wgan_gp_loss",

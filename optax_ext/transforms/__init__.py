@@ -77,6 +77,11 @@ from optax_ext.transforms.radial import (
     project_radial,
     sgdp,
 )
+from optax_ext.transforms.regularizers import (
+    AnchorDecayState,
+    add_anchor_decay,
+    add_orthogonal_regularizer,
+)
 from optax_ext.transforms.sign import (
     LionKState,
     lion_k,
@@ -113,6 +118,7 @@ from optax_ext.transforms.widths import (
 )
 
 __all__ = [
+    "AnchorDecayState",
     "BloopState",
     "CautiousDecayState",
     "DiffGradState",
@@ -133,8 +139,10 @@ __all__ = [
     "adamp",
     "adamw_cwd",
     "adamw_decoupled",
+    "add_anchor_decay",
     "add_cautious_decayed_weights",
     "add_independent_weight_decay",
+    "add_orthogonal_regularizer",
     "bloop",
     "decay_mask",
     "diffgrad",

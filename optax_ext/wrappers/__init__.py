@@ -63,6 +63,10 @@ from optax_ext.wrappers.storage import (
     stored,
     unpack_stored_state,
 )
+from optax_ext.wrappers.surrogate import (
+    TargetSurrogateState,
+    target_surrogate,
+)
 from optax_ext.wrappers.unlearning import (
     RefreshState,
     refresh,
@@ -81,6 +85,7 @@ __all__ = [
     "ResetState",
     "SkipSpikesState",
     "StoredState",
+    "TargetSurrogateState",
     "XGradState",
     "adaptive_eta",
     "branch",
@@ -105,6 +110,7 @@ __all__ = [
     "skip_spikes",
     "spike_statistics",
     "stored",
+    "target_surrogate",
     "unpack_stored_state",
     "xgrad",
     "xgrad_predict",
