@@ -29,6 +29,17 @@ DETACHED: dict[str, tuple[str, ...]] = {
     "representation_alignment_loss": ("teacher",),
     "submodular_policy_loss": ("gains",),
     "tiw_dsm_loss": ("log_ratio", "grad_log_ratio"),
+    "anchor_penalty": ("anchor",),
+    "curriculum_weight": ("difficulty",),
+    "ensemble_distillation_loss": ("teacher_logits",),
+    "kl_dro_weights": ("losses",),
+    "loreun_weights": ("losses",),
+    "loss_based_weights": ("losses",),
+    "road_weights": ("adversary_losses",),
+    "self_distillation_loss": ("teacher",),
+    "shrinkmatch_loss": ("weak_probs",),
+    "target_surrogate_loss": ("anchor_outputs", "output_grads"),
+    "vanishing_gradient_regularizer": ("activation_grads", "error_signals"),
 }
 """Arguments that carry no gradient."""
 
@@ -39,16 +50,27 @@ SELF_DETACHED: dict[str, str] = {
     "normalized_sigmoid_binary_cross_entropy": "the error mass is a weight",
     "normalized_softmax_cross_entropy_with_integer_labels": "the same",
     "red_diff_loss": "the denoiser's residual is a direction",
+    "focal_info_nce": "the focal weight",
+    "iteration_count_surrogate": "it counts, and lends a slope to the count",
+    "macl_loss": "temperature and weights",
+    "macl_loss_from_similarities": "the same",
+    "road_loss": "the weights of the groups",
+    "talr_cross_entropy": "the weights of the tokens",
 }
 """Losses with weights of their own that carry no gradient."""
 
 MIXED: dict[str, str] = {
     "noprop_loss": "its first axis is the blocks of the network",
+    "ensemble_distillation_loss": "the first axis of the teachers is the models",
+    "macl_loss": "the two views come one after the other",
+    "orthogonal_conv_penalty": "a kernel has no examples",
 }
 """Losses without an axis of examples in front, and what there is."""
 
 NOT_ROWS: dict[str, tuple[str, ...]] = {
     "grpo_guard_loss": ("std_devs", "dts"),
+    "ldam_loss": ("class_counts",),
+    "vector_scaling_loss": ("class_counts",),
 }
 """Arguments that have no example axis, though its length may be the same."""
 
@@ -57,17 +79,30 @@ TOKEN_MASKS: dict[str, str] = {
     "grpo_loss": "log_probs",
     "remax_loss": "log_probs",
     "submodular_policy_loss": "log_probs",
+    "talr_cross_entropy": "labels",
+    "tldr_cross_entropy": "labels",
 }
 """Losses of sequences: which argument has a value for each token."""
 
 OTHER_MASKS: dict[str, str] = {
     "stablemax_cross_entropy_with_integer_labels": "it masks classes",
+    "macl_loss_from_similarities": "it masks negatives",
+    "neural_ndcg_loss": "it masks the items of a list",
 }
 """Losses whose mask is over something else than examples or tokens."""
 
 BATCH_STATISTICS: dict[str, str] = {
     "normalized_sigmoid_binary_cross_entropy": "divided by the error mass of the batch",
     "normalized_softmax_cross_entropy_with_integer_labels": "the same",
+    "focal_info_nce": "the others are its negatives",
+    "kl_dro_weights": "a softmax over the batch",
+    "loreun_weights": "the same",
+    "loss_based_weights": "the same",
+    "macl_loss_from_similarities": "the temperature follows the mean similarity",
+    "multi_similarity_loss": "pairs within the batch",
+    "road_loss": "normalised within groups",
+    "road_weights": "the same",
+    "talr_cross_entropy": "its threshold is the median of the batch",
 }
 """Losses in which every example depends on every other."""
 
