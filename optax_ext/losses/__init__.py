@@ -1,7 +1,18 @@
 """Losses on what a model puts out: log-probabilities, means, predictions.
 
 Pure functions without a trainer. They return one value per element, sample or token and
-leave the mean to you; `optax_ext.losses.policy` says which policy loss to reach for.
+leave the mean to you. Each module says which of its losses to reach for:
+
+| you train | modules |
+|---|---|
+| a policy on rewards | `policy`, `language_policy`, `grpo_guard`, `lens` |
+| a language model on preferences | `preference`, `sparse_po`, with `tokens` |
+| a classifier: rare classes, wrong labels | `imbalance`, `noisy_labels`, `confusion` |
+| with teachers, or without labels | `distillation`, `semi_supervised`, `proportions` |
+| for the worst case, with calibration | `robust`, `perturbation`, `calibration` |
+| a diffusion model | `diffusion`, `consistency`, `distribution_matching` |
+| embeddings and rankings | `contrastive`, `retrieval`, `ranking` |
+| any loss with something around it | `wrappers` |
 """
 
 from optax_ext.losses.alignment import (
