@@ -30,7 +30,7 @@ _ICT = "Improved Techniques for Training Consistency Models"
 @catalogued(
     title=_ICT,
     arxiv="2310.14189",
-    kind="schedule",
+    kind="helper",
     variant="the exponential curriculum of the paper; counts levels, not intervals",
     compared="golden `ict_schedules`",
     example=lambda: {"total_steps": 800},
