@@ -12,8 +12,8 @@ from optax_ext._core import catalogue
 from tests.conformance.methods import assert_close, assert_equal
 from tests.conformance.test_dtypes import narrow_arithmetic
 
-GRADIENT_MAPS = ("gradient_entanglement", "pairwise_normalized_gradient")
-"""They take trees of gradients, and give back what those are made of."""
+MAPS = ("gradient_entanglement", "nested_dropout", "pairwise_normalized_gradient")
+"""Maps of gradients or features, whose results have the dtype of what they take."""
 
 
 def array_entries() -> list[catalogue.Entry]:
@@ -22,7 +22,7 @@ def array_entries() -> list[catalogue.Entry]:
         e
         for e in catalogue.entries()
         if e.make.__module__.startswith("optax_ext.losses")
-        and e.name not in GRADIENT_MAPS
+        and e.name not in MAPS
         and any(isinstance(x, jax.Array | np.ndarray) for x in e.example().values())
         and not callable(e.make(**e.example()))
     ]
