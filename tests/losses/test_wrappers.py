@@ -34,7 +34,9 @@ def plain(params, x, labels):
 
 
 def l2(params):
-    return sum(jnp.sum(p.astype(float) ** 2) for p in jax.tree.leaves(params))
+    return optax.tree.norm(
+        jax.tree.map(lambda p: p.astype(float), params), squared=True
+    )
 
 
 WRAPPERS = {

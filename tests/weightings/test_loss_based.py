@@ -163,7 +163,7 @@ def test_states_keep_their_dtype_and_do_not_recompile():
         )
         assert weights.dtype == new.weights.dtype == state.weights.dtype == jnp.float32
         state = new
-    assert update._cache_size() == 1
+    assert update._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_what_does_not_fit_is_named():
