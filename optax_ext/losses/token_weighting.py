@@ -48,9 +48,7 @@ def _kept_tokens(
     return token_cross_entropy(logits, jnp.where(mask > 0, labels, 0)) * mask, mask
 
 
-def _reduced(
-    losses: jax.Array, mask: jax.Array, return_parts: bool
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+def _reduced(losses: jax.Array, mask: jax.Array, return_parts: bool) -> Any:
     return (jnp.sum(losses, -1), jnp.sum(mask, -1)) if return_parts else losses
 
 
@@ -72,7 +70,7 @@ def talr_cross_entropy(
     tau: chex.Numeric | str = "median",
     min_weight: chex.Numeric = 0.01,
     return_parts: bool = False,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+) -> Any:
     r"""Cross-entropy that counts tokens less the more they surprise the model.
 
     With the token's cross-entropy :math:`l`, and no gradient through the weight:
@@ -146,7 +144,7 @@ def tldr_cross_entropy(
     gamma: chex.Numeric = 2.0,
     stop_gradient: bool = False,
     return_parts: bool = False,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+) -> Any:
     r"""Cross-entropy that counts tokens more the less probable they are.
 
     With the probability p of the label, "cosine" and "focal" weights:
