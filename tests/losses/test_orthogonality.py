@@ -83,9 +83,7 @@ def test_a_convolution_of_size_one_is_a_dense_layer(x64):
 
 def test_gradients_at_zero_are_zero():
     for loss, shape in ((CONV, (3, 3, 2, 2)), (DENSE, (3, 2))):
-        np.testing.assert_array_equal(
-            jax.grad(loss)(jnp.zeros(shape)), jnp.zeros(shape)
-        )
+        assert not jax.grad(loss)(jnp.zeros(shape)).any()
 
 
 def test_bad_kernels_are_named():

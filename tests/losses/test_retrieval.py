@@ -88,8 +88,7 @@ def test_queries_that_do_not_count_leave_with_their_documents():
     np.testing.assert_array_equal(got[~where], jnp.zeros(2))
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.5])
-@pytest.mark.parametrize("stop", [True, False])
+@pytest.mark.parametrize(("gamma", "stop"), [(0.0, True), (0.5, False), (1.5, False)])
 def test_sure_and_lone_queries_have_finite_gradients(gamma, stop):
     sure = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
     nothing = jnp.array([False, True, False])  # no negative is left
