@@ -123,7 +123,10 @@ def stored_cost(dtype, rounding) -> dict[str, float]:
     tx = ox.stored(adamw, dtype, rounding)
     costs = compare(tx, adamw, params)
     sizes = [
-        sum(x.nbytes for x in jax.tree.leaves(jax.eval_shape(each.init, params)))
+        sum(
+            x.size * x.dtype.itemsize
+            for x in jax.tree.leaves(jax.eval_shape(each.init, params))
+        )
         for each in (tx, adamw)
     ]
     kept = ("time ratio", "time ratio, lower quartile", "time ratio, upper quartile")
