@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 CLASSES = 10
-Params = dict[str, jax.Array]
+Params = dict[str, Any]
 
 # Quantiles 0.975 of Student's t for 1 to 9 degrees of freedom, then the normal's.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -58,14 +58,18 @@ def facts() -> dict[str, Any]:
     }
 
 
-def init_network(key: jax.Array, width: int, features: int = 64) -> Params:
-    """A perceptron with two hidden layers, whose last one gives the features."""
+def init_network(random: np.random.Generator, width: int, features: int) -> Params:
+    """A perceptron with two hidden layers, whose last one gives the features.
+
+    Drawn outside of jit, as everything random is here: compiled generators would take
+    longer to compile than the networks take to train.
+    """
     sizes = (64, width, features, CLASSES)
     params = {}
     for at, (m, n) in enumerate(itertools.pairwise(sizes)):
-        key, draw = jax.random.split(key)
-        params[f"kernel{at}"] = jax.random.normal(draw, (m, n)) * math.sqrt(2 / m)
-        params[f"bias{at}"] = jnp.zeros(n)
+        kernel = random.normal(0, math.sqrt(2 / m), (m, n))
+        params[f"kernel{at}"] = kernel.astype(np.float32)
+        params[f"bias{at}"] = np.zeros(n, np.float32)
     return params
 
 
@@ -84,10 +88,18 @@ def _length(x: jax.Array, axis: int) -> jax.Array:
     return jnp.sqrt(jnp.sum(x**2, axis, keepdims=True) + 1e-12)
 
 
-def batches(key: jax.Array, count: int, batch: int) -> jax.Array:
-    """Indices [steps, batch] of one epoch in random order; the rest is left out."""
-    steps = count // batch
-    return jax.random.permutation(key, count)[: steps * batch].reshape(steps, batch)
+def batches(
+    random: np.random.Generator, index: np.ndarray, batch: int, epochs: int
+) -> np.ndarray:
+    """Elements of `index` in a new order every epoch: [epochs, steps, batch]."""
+    steps = len(index) // batch
+    orders = [random.permutation(index)[: steps * batch] for _ in range(epochs)]
+    return np.stack(orders).reshape(epochs, steps, batch).astype(np.int32)
+
+
+def stack(trees: list[Any]) -> Any:
+    """One tree of all seeds, stacked along a new first axis."""
+    return jax.tree.map(lambda *x: np.stack(x), *trees)
 
 
 def judge(differences: np.ndarray) -> dict[str, Any]:

@@ -64,14 +64,18 @@ class Split(NamedTuple):
       train: images to train on [TRAIN].
       test: the others.
       given: labels of the training images, 40% of them wrong.
+      params: where the network starts.
+      rows: places in `train` by step [epochs, steps, batch].
     """
 
     train: np.ndarray
     test: np.ndarray
     given: np.ndarray
+    params: _digits.Params
+    rows: np.ndarray
 
 
-def split(seed: int) -> Split:
+def split(seed: int, epochs: int) -> Split:
     """Another test set and other wrong labels for every seed."""
     random = np.random.default_rng(seed)
     labels = _digits.load().labels
@@ -80,12 +84,13 @@ def split(seed: int) -> Split:
     offset = np.zeros(TRAIN, np.int32)
     wrong = random.permutation(TRAIN)[: round(WRONG * TRAIN)]
     offset[wrong] = random.integers(1, _digits.CLASSES, len(wrong))
-    return Split(train, test, (labels[train] + offset) % _digits.CLASSES)
+    given = (labels[train] + offset) % _digits.CLASSES
+    params = _digits.init_network(random, _WIDTH, features=_WIDTH)
+    rows = _digits.batches(random, np.arange(TRAIN), _BATCH, epochs)
+    return Split(train, test, given, params, rows)
 
 
-def curves(
-    data: Split, key: jax.Array, *, method: str, epochs: int
-) -> dict[str, jax.Array]:
+def curves(data: Split, *, method: str) -> dict[str, jax.Array]:
     """Shares after each epoch [epochs]: right on test data, and on wrong labels.
 
     Of the training images with a wrong label, ``memorised`` have that label predicted,
@@ -113,8 +118,8 @@ def curves(
         updates, state = tx.update(grads, state)
         return (optax.apply_updates(params, updates), state, table), None
 
-    def epoch(carry, key):
-        carry, _ = jax.lax.scan(step, carry, _digits.batches(key, TRAIN, _BATCH))
+    def epoch(carry, rows):
+        carry, _ = jax.lax.scan(step, carry, rows)
 
         def found(images):
             return jnp.argmax(_digits.network(carry[0], images), -1)
@@ -127,18 +132,15 @@ def curves(
             "corrected": share(on_train == true),
         }
 
-    draw, shuffle = jax.random.split(key)
-    params = _digits.init_network(draw, _WIDTH, features=_WIDTH)
+    params = jax.tree.map(jnp.asarray, data.params)
     start = params, tx.init(params), elr.init()
-    return jax.lax.scan(epoch, start, jax.random.split(shuffle, epochs))[1]
+    return jax.lax.scan(epoch, start, data.rows)[1]
 
 
 def run(method: str, seeds: range, epochs: int) -> dict[str, np.ndarray]:
     """All seeds of a method at once: curves [seeds, epochs]."""
-    splits = jax.tree.map(lambda *x: np.stack(x), *map(split, seeds))
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    one = functools.partial(curves, method=method, epochs=epochs)
-    found = jax.jit(jax.vmap(one))(splits, keys)
+    splits = _digits.stack([split(seed, epochs) for seed in seeds])
+    found = jax.jit(jax.vmap(functools.partial(curves, method=method)))(splits)
     return {name: np.asarray(x, np.float64) for name, x in found.items()}
 
 
@@ -233,6 +235,7 @@ def main(argv: list[str]) -> int:
             ["python", "-m", "benchmarks.claims.noisy_labels", *sys.argv[1:]]
         ),
         "wall_seconds": time.perf_counter() - started,
+        "processor_seconds": time.process_time(),
         **environment,
         "data": {**_digits.facts(), "train": TRAIN, "wrong": WRONG},
         "settings": {**settings, "learning_rate": _LEARNING_RATE, "batch": _BATCH},

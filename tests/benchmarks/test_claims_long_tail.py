@@ -76,7 +76,8 @@ def test_results_say_where_and_on_what_they_were_measured(short):
 
 
 def test_a_split_is_long_tailed_and_differs_from_seed_to_seed():
-    labels, first, other = _digits.load().labels, long_tail.split(0), long_tail.split(1)
+    labels = _digits.load().labels
+    first, other = (long_tail.split(seed, epochs=2) for seed in (0, 1))
     for split in (first, other):
         assert len(set(split.index.tolist())) == long_tail.COUNTS.sum()
         found = np.bincount(labels[split.index], minlength=10)
