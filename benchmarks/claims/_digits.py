@@ -1,5 +1,10 @@
 """Handwritten digits, a small network for them, and how a claim is judged."""
 
+# Arrays, trees and flax models, which the types of jax and optax leave open.
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportReturnType=false, reportOptionalMemberAccess=false
+
 import functools
 import itertools
 import math

@@ -15,6 +15,11 @@ has the learning rate that is best for it, by the mean accuracy over classes, on
 seeds that are not reported.
 """
 
+# Arrays, trees and flax models, which the types of jax and optax leave open.
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportReturnType=false, reportOptionalMemberAccess=false
+
 import functools
 import pathlib
 import shlex

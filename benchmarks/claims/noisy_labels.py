@@ -14,6 +14,11 @@ needs clean data to know, and cross-entropy with all labels right. Network, opti
 and number of steps are the same for all. Everything differs from seed to seed.
 """
 
+# Arrays, trees and flax models, which the types of jax and optax leave open.
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportReturnType=false, reportOptionalMemberAccess=false
+
 import functools
 import pathlib
 import shlex

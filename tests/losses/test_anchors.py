@@ -1,5 +1,10 @@
 """The penalty for leaving earlier parameters."""
 
+# Arrays, trees and flax models, which the types of jax and optax leave open.
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportReturnType=false, reportOptionalMemberAccess=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np

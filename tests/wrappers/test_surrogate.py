@@ -1,5 +1,10 @@
 """Several steps on a quadratic model of the loss in the outputs."""
 
+# Arrays, trees and flax models, which the types of jax and optax leave open.
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportReturnType=false, reportOptionalMemberAccess=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np
