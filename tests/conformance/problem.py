@@ -116,7 +116,7 @@ class Softmax(Objective):
             lambda p: rng.normal(size=(BATCH, CLASSES, *p.shape)), params
         )
         self.labels = rng.integers(CLASSES, size=BATCH)
-        super().__init__(lambda p: jnp.mean(self.losses(p)))
+        super().__init__(lambda p: self.loss_of(self.logits(p)))
 
     def logits(self, params: Any) -> jax.Array:
         """Logits [batch, classes], in float32 or wider."""
@@ -128,11 +128,15 @@ class Softmax(Objective):
             total += jnp.tensordot(jnp.asarray(x, wide), p.astype(wide), p.ndim)
         return total
 
-    def losses(self, params: Any) -> jax.Array:
+    def losses(self, logits: jax.Array) -> jax.Array:
         """Cross-entropies [batch]."""
         return optax.losses.softmax_cross_entropy_with_integer_labels(
-            self.logits(params), self.labels
+            logits, self.labels
         )
+
+    def loss_of(self, logits: jax.Array) -> jax.Array:
+        """The mean cross-entropy."""
+        return jnp.mean(self.losses(logits))
 
     def functions(self, params: Any) -> dict[str, Callable[..., Any]]:
         def logits_fn(p):
@@ -141,9 +145,9 @@ class Softmax(Objective):
         return {**super().functions(params), "logits_fn": logits_fn}
 
     def arrays(self, params: Any) -> dict[str, Any]:
-        each = jax.vmap(lambda row: jax.grad(lambda p: self.losses(p)[row])(params))(
-            jnp.arange(BATCH)
-        )
+        each = jax.vmap(
+            lambda row: jax.grad(lambda p: self.losses(self.logits(p))[row])(params)
+        )(jnp.arange(BATCH))
         squares = jax.tree.map(lambda g: jnp.mean(g**2, axis=0), each)
         return {
             **super().arrays(params),
@@ -151,6 +155,7 @@ class Softmax(Objective):
             "bases": jax.tree.map(_basis, params),
             "grad_sq_mean": squares,
             "sampled_labels": jnp.asarray((self.labels + 1) % CLASSES),
+            "logits_grad": jax.grad(self.loss_of)(self.logits(params)),
         }
 
 
