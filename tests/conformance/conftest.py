@@ -6,6 +6,16 @@ import jax
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``--dist loadgroup``: one process has all tests of a method, which share runs."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        method = callspec and (callspec.params.keys() & {"method", "wrapper"})
+        if method:
+            name = callspec.params[method.pop()].name
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(autouse=True)
 def _conformance(strict: None) -> Iterator[None]:
     # Programs this small run in microseconds; compiling them is what takes the time.

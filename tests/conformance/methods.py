@@ -1,6 +1,7 @@
 """The methods of the catalogue as the conformance tests see them."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import inspect
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 import optax_ext as ox
 from optax_ext._core import catalogue
@@ -129,20 +131,33 @@ def about(method: Method, given: str) -> Iterator[None]:
         raise
 
 
+LOOPS = {"while", "scan", "cond"}
+
+
 @dataclasses.dataclass
 class Run:
-    """A link, jitted or not, over recorded inputs."""
+    """A link, jitted or not, over recorded inputs.
+
+    `jit` None compiles what has loops inside, which is compiled anyway, and nothing
+    else: the operations of all other links are compiled once for all of them.
+    """
 
     tx: optax.GradientTransformation
     problem: Objective
     needs: tuple[str, ...]
-    jit: bool = True
+    jit: bool | None = True
     traces: int = 0
     states: list[Any] = dataclasses.field(default_factory=list)
     updates: list[Any] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         self.step = jax.jit(self.apply) if self.jit else self.apply
+
+    def afresh(self) -> "Run":
+        """The same compiled program, without its past."""
+        other = copy.copy(self)
+        other.states, other.updates = [], []
+        return other
 
     def apply(self, state: Any, inputs: Inputs, **unknown: Any) -> tuple[Any, Any]:
         self.traces += 1
@@ -153,11 +168,25 @@ class Run:
     def over(self, sequence: Sequence[Inputs], state: Any = None) -> "Run":
         """Take one step an input, and keep what comes out."""
         state = self.tx.init(sequence[0].params) if state is None else state
+        if self.jit is None:
+            program = jax.make_jaxpr(self.apply)(state, sequence[0])
+            self.jit = bool(LOOPS & primitives(program.jaxpr))
+            self.step = jax.jit(self.apply) if self.jit else self.apply
         for inputs in sequence:
             updates, state = self.step(state, inputs)
             self.updates.append(updates)
             self.states.append(state)
         return self
+
+
+def primitives(jaxpr: Any) -> set[str]:
+    """Names of all primitives in a program and its parts."""
+    names = set()
+    for equation in jaxpr.eqns:
+        names.add(equation.primitive.name)
+        for part in jaxprs_in_params(equation.params):
+            names |= primitives(part)
+    return names
 
 
 @functools.cache

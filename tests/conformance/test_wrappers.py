@@ -32,7 +32,7 @@ def small(dtype: str) -> tuple[Softmax, list[Inputs]]:
     return record(tree_like(SMALL, dtype))
 
 
-def wrapped(wrapper: Method, link: Method, dtype: str, *, jit: bool) -> Run:
+def wrapped(wrapper: Method, link: Method, dtype: str, *, jit: bool | None) -> Run:
     problem, _ = small(dtype)
     needs = tuple(dict.fromkeys((*wrapper.needs, *link.needs)))
     return Run(wrapper.make(inner=link.make()), problem, needs, jit)
@@ -56,8 +56,7 @@ def test_every_wrapper_keeps_the_dtypes_of_every_link(wrapper, link):
 def test_every_wrapper_runs_around_every_link(wrapper, link):
     link = link.lightened()
     with about(wrapper, f"around {link.name}, three steps"):
-        run = wrapped(wrapper, link, "float32", jit=True).over(small("float32")[1])
-        assert run.traces == 1
+        run = wrapped(wrapper, link, "float32", jit=None).over(small("float32")[1])
         assert_no_nan((run.updates, run.states))
 
 
@@ -78,6 +77,6 @@ def test_full_precision_changes_nothing(method, dtype):
     method = method.lightened()
     problem, inputs = recorded(dtype)
     with about(method, f"ox.full_precision, {dtype} parameters"):
-        run = Run(ox.full_precision(method.make()), problem, method.needs)
+        run = Run(ox.full_precision(method.make()), problem, method.needs, jit=None)
         got = run.over(inputs).updates
         assert_close(got, standard_run(method, dtype).updates, rtol=1e-5)
