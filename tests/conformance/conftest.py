@@ -10,10 +10,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """``--dist loadgroup``: one process has all tests of a method, which share runs."""
     for item in items:
         callspec = getattr(item, "callspec", None)
-        method = callspec and (callspec.params.keys() & {"method", "wrapper"})
-        if method:
-            name = callspec.params[method.pop()].name
-            item.add_marker(pytest.mark.xdist_group(name))
+        given = callspec.params if callspec else {}
+        for role in ("method", "wrapper"):
+            if role in given:
+                item.add_marker(pytest.mark.xdist_group(given[role].name))
 
 
 @pytest.fixture(autouse=True)
