@@ -31,6 +31,7 @@ from optax_ext.wrappers.freezing import (
     freeze_converged,
     frozen_fraction,
 )
+from optax_ext.wrappers.matrices import as_matrices, matrix_axes
 from optax_ext.wrappers.prediction import (
     XGradState,
     xgrad,
@@ -88,6 +89,7 @@ __all__ = [
     "TargetSurrogateState",
     "XGradState",
     "adaptive_eta",
+    "as_matrices",
     "branch",
     "bucketed",
     "cautious",
@@ -100,6 +102,7 @@ __all__ = [
     "grams_adamw",
     "inject_hyperparams",
     "lawn",
+    "matrix_axes",
     "normalize_and_project",
     "proxy_prox",
     "refactorize",

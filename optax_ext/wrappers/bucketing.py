@@ -31,9 +31,10 @@ class _Buckets:
         self._places: dict[str, list[int]] = {}
         seen: dict[str, int] = {}
         for i, leaf in enumerate(self._leaves):
-            if isinstance(leaf, Bucket):
-                raise ValueError("bucketed: the leaves are in buckets already")
-            if not is_hole(leaf):
+            if isinstance(leaf, Bucket):  # a stack of its own: blocks, or layers
+                key = f"{leaf.stack.dtype}{list(leaf.stack.shape)}[{i}]"
+                self._places[key] = [i]
+            elif not is_hole(leaf):
                 kind = f"{leaf.dtype}{list(leaf.shape)}"
                 seen[kind] = seen.get(kind, -1) + 1
                 key = f"{kind}#{seen[kind] // _STACK}"
@@ -55,12 +56,15 @@ class _Buckets:
         leaves = list(self._leaves)
         for key, places in self._places.items():
             for row, i in enumerate(places):
-                leaves[i] = tree[key].stack[row]
+                is_stack = isinstance(self._leaves[i], Bucket)
+                leaves[i] = tree[key] if is_stack else tree[key].stack[row]
         return self._treedef.unflatten(leaves)
 
 
 def _stack(leaves: list[Any]) -> Any:
     first = leaves[0]
+    if isinstance(first, Bucket):
+        return first.stack
     if isinstance(first, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct((len(leaves), *first.shape), first.dtype)
     shapes = [leaf.shape for leaf in leaves]

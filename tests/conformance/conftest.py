@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+from tests.conformance.methods import Method
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """``--dist loadgroup``: one process has all tests of a method, which share runs."""
@@ -12,7 +14,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         callspec = getattr(item, "callspec", None)
         given = callspec.params if callspec else {}
         for role in ("method", "wrapper"):
-            if role in given:
+            if isinstance(given.get(role), Method):  # items of all folders come by
                 item.add_marker(pytest.mark.xdist_group(given[role].name))
 
 

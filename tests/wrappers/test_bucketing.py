@@ -309,10 +309,13 @@ def test_a_gradient_that_is_missing_for_an_array_is_an_error_with_the_way_out(ho
         tx.update({"a": jnp.ones(2), "b": hole}, state, params)
 
 
-def test_buckets_in_buckets_are_an_error():
-    tx = ox.bucketed(ox.full_precision(ox.bucketed(ox.scale_by_lion_k())))
-    with pytest.raises(ValueError, match="bucketed: the leaves are in buckets already"):
-        tx.init({"a": jnp.ones(2)})
+def test_a_stack_inside_stays_a_stack():
+    params = {k: jnp.linspace(0.1, 1.0, 3) for k in "abc"}
+    once = ox.bucketed(ox.project_radial())
+    twice = ox.bucketed(ox.full_precision(once))
+    want = once.update(params, once.init(params), params)[0]
+    got = twice.update(params, twice.init(params), params)[0]
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_gradients_of_another_structure_are_named():
