@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
+import optax.contrib
 
 import optax_ext as ox
 from optax_ext._core import catalogue
@@ -103,6 +104,56 @@ OPTIMIZERS: dict[str, Recipe] = {
 }
 
 
+def spectral(
+    b1: float, fallback: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """Orthogonalised momentum for matrices, at the size of Adam's steps.
+
+    An orthogonal matrix [m, n] has a root mean square of 1 / sqrt(max(m, n)); 0.2 is
+    about that of Adam's direction, so that one learning rate serves both.
+    """
+
+    def init(p):
+        del p
+        return ()
+
+    def update(g, slots, p, t):
+        del p, t
+        return 0.2 * max(g.shape) ** 0.5 * g, slots
+
+    direction = ox.scale_by_trust_region("spectral", b1=b1)
+    sized = ox.leafwise(optax.EmptyState, init, update)
+    return ox.as_matrices(ox.bucketed(optax.chain(direction, sized)), fallback)
+
+
+def _spectral(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.chain(
+        spectral(0.95, optax.scale_by_adam(b1=0.9, b2=0.95)),
+        optax.add_decayed_weights(0.1),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _kron(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    adam = optax.scale_by_adam(b1=0.9, b2=0.95)
+    return optax.chain(
+        ox.as_matrices(ox.bucketed(ox.scale_by_kron()), adam),
+        optax.add_decayed_weights(0.1),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _muon(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.contrib.muon(
+        learning_rate,
+        weight_decay=0.1,
+        adam_b2=0.95,
+        adam_weight_decay=0.1,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=ox.matrix_axes,
+    )
+
+
 def _stored(dtype: str) -> Make:
     return lambda learning_rate: ox.stored(_adamw(learning_rate), dtype)
 
@@ -110,6 +161,9 @@ def _stored(dtype: str) -> Make:
 FURTHER: dict[str, Recipe] = {
     "adamw_bfloat16": Recipe(_stored("bfloat16"), 4e-3, _ADAM_GRID),
     "adamw_8bit": Recipe(_stored("uint8"), 4e-3, _ADAM_GRID),
+    "spectral": Recipe(_spectral, 4e-3, _ADAM_GRID),
+    "kron_matrices": Recipe(_kron, 1e-3, tuple(r / 4 for r in _ADAM_GRID)),
+    "muon": Recipe(_muon, 4e-3, _ADAM_GRID),
 }
 """Recipes that run by name only."""
 

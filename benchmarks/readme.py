@@ -37,6 +37,7 @@ def tables() -> dict[str, str]:
         "foundation": _foundation(
             json.loads((RESULTS / "foundation.json").read_text())
         ),
+        "claims": _claims(RESULTS / "claims"),
     }
 
 
@@ -98,6 +99,88 @@ def _foundation(results: dict[str, Any]) -> str:
         for name, row in results["rows"].items()
     ]
     return f"{_report.where(results)}\n\n{_report.markdown(('what', 'measured'), rows)}"
+
+
+def _points(judged: dict[str, Any]) -> str:
+    """A paired difference of accuracies with its interval, in points."""
+    low, high = judged["interval"]
+    return (
+        f"{100 * judged['mean']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+    )
+
+
+def _of_long_tail(results: dict[str, Any]) -> str:
+    found = results["against_cross_entropy"]["ldam_drw"]
+    return (
+        f"{_verdict(found['tail'])}: accuracy of the three rarest classes "
+        f"{_points(found['tail'])}, of all {_points(found['mean'])}"
+    )
+
+
+def _of_noisy_labels(results: dict[str, Any]) -> str:
+    found = results["judged"]
+    return (
+        f"{_verdict(found['end'])}: {_points(found['end'])} at the end; cross-entropy "
+        f"loses {_points(found['lost_by_control'])} from its best epoch, early-learning "
+        f"regularisation {_points(found['lost_by_treated'])}"
+    )
+
+
+def _of_preferences(results: dict[str, Any]) -> str:
+    parts = []
+    for line in results["claims"]:
+        growth = [
+            f"{100 * sum(line[m]['growth']) / len(line[m]['growth']):+.0f}%"
+            for m in ("simpo", "dpo")
+        ]
+        parts.append(
+            f"bias {line['bias']:g}: {line['claim']} ({growth[0]}, DPO {growth[1]})"
+        )
+    return "; ".join(parts)
+
+
+def _of_diffusion(results: dict[str, Any]) -> str:
+    parts = [
+        f"{line['weighting']} over {line['control']}, {line['network']}-network: "
+        f"{line['verdict']} ({100 * line['relative']:+.0f}%)"
+        for line in results["claims"]
+        if line["metric"] == "frechet"
+    ]
+    return "Frechet distance of samples: " + "; ".join(parts)
+
+
+def _verdict(judged: dict[str, Any]) -> str:
+    low, high = judged["interval"]
+    return "shown" if low > 0 else "refuted" if high < 0 else "not shown"
+
+
+_CLAIMS = {
+    "long_tail": ("LDAM-DRW lifts rare classes over cross-entropy", _of_long_tail),
+    "noisy_labels": (
+        "early-learning regularisation keeps clean accuracy at 40% wrong labels",
+        _of_noisy_labels,
+    ),
+    "preference_length": (
+        "SimPO does not grow length where raters favour it",
+        _of_preferences,
+    ),
+    "diffusion_weightings": (
+        "each weighting makes better samples than its control",
+        _of_diffusion,
+    ),
+}
+
+
+def _claims(folder: pathlib.Path) -> str:
+    rows = []
+    for name, (claim, tell) in _CLAIMS.items():
+        results = json.loads((folder / f"{name}.json").read_text())
+        seeds = results.get("seeds") or results["settings"]["seeds"]
+        count = len(seeds) if isinstance(seeds, list) else seeds
+        link = f"[picture](benchmarks/results/claims/{name}.png)"
+        rows.append((f"`{name}`", claim, tell(results), f"{count}, {link}"))
+    columns = ("benchmarks.claims.", "claim", "what came out", "seeds")
+    return _report.markdown(columns, rows)
 
 
 def main(argv: Sequence[str]) -> None:

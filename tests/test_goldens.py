@@ -340,7 +340,7 @@ def collect() -> Iterator[Any]:
             yield pytest.param(path, id=f"{path.parent.name}/{path.stem}", marks=marks)
 
 
-@pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("x64", "optimized")
 @pytest.mark.parametrize("path", list(collect()))
 def test_golden(path):
     replay(Golden.load(path))

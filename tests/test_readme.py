@@ -5,6 +5,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import optax_ext as ox
@@ -47,8 +48,35 @@ def test_the_flagship_chain_trains():
     assert losses[-1] < losses[0] - 0.01
 
 
-def test_the_pieces_that_go_with_any_optimizer_go_together():
+def test_numerators_and_denominators_of_micro_batches_add_up():
     code = re.findall(r"```python\n(.*?)```", _TEXT, re.DOTALL)[1]
+    random = np.random.default_rng(0)
+    batch = {
+        "log_probs": -random.uniform(0.1, 2, (6, 5)),
+        "old_log_probs": -random.uniform(0.1, 2, (6, 5)),
+        "rewards": random.normal(size=6),
+        "mask": np.arange(5) < random.integers(1, 5, (6, 1)),
+    }
+    advantages = ox.losses.group_relative_advantages(jnp.asarray(batch["rewards"]))
+
+    def parts(rows):
+        names = {"ox": ox, **{k: jnp.asarray(x[rows]) for k, x in batch.items()}}
+        exec(compile(code, "README.md", "exec"), names)
+        return names["loss"].sum(), names["tokens"].sum()
+
+    loss, tokens = parts(slice(None))
+    want = ox.losses.grpo_loss(
+        jnp.asarray(batch["log_probs"]),
+        jnp.asarray(batch["old_log_probs"]),
+        advantages,
+        where=jnp.asarray(batch["mask"]),
+        aggregate="token",
+    ).mean()
+    np.testing.assert_allclose(loss / tokens, want, rtol=1e-6)
+
+
+def test_the_pieces_that_go_with_any_optimizer_go_together():
+    code = re.findall(r"```python\n(.*?)```", _TEXT, re.DOTALL)[2]
     x = jax.random.normal(jax.random.key(0), (64, 5))
 
     def loss_fn(params, x):

@@ -50,8 +50,6 @@ def test_a_run_in_short_mode_shows_what_the_committed_notebook_shows(
     path, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("OPTAX_EXT_SHORT", "1")
-    # Most of a short run is compilation, and its programs are small.
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     before, committed, fresh = path.read_bytes(), read(path), read(path)
     # Raises where a cell does; starts by clearing the outputs of each cell.
     nbclient.NotebookClient(

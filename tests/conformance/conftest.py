@@ -1,8 +1,5 @@
-"""The whole suite runs under strict promotion, and compiles without optimising."""
+"""The whole suite runs under strict promotion, a method's tests in one process."""
 
-from collections.abc import Iterator
-
-import jax
 import pytest
 
 from tests.conformance.methods import Method
@@ -19,9 +16,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _conformance(strict: None) -> Iterator[None]:
-    # Programs this small run in microseconds; compiling them is what takes the time.
-    optimizing = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", optimizing)
+def _conformance(strict: None) -> None:
+    """Every test of this folder runs under strict promotion."""

@@ -313,8 +313,9 @@ def test_a_stack_inside_stays_a_stack():
     params = {k: jnp.linspace(0.1, 1.0, 3) for k in "abc"}
     once = ox.bucketed(ox.project_radial())
     twice = ox.bucketed(ox.full_precision(once))
-    want = once.update(params, once.init(params), params)[0]
-    got = twice.update(params, twice.init(params), params)[0]
+    u = {k: jnp.array([1.0, -1.0, 2.0]) for k in "abc"}
+    want = once.update(u, once.init(params), params, grad=params)[0]
+    got = twice.update(u, twice.init(params), params, grad=params)[0]
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 

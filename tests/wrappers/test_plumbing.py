@@ -45,15 +45,6 @@ SHAPES = {"w": (64, 64), "b": (64,), "s": ()}
 EACH = pytest.mark.parametrize("wrapper", WRAPPERS)
 
 
-@pytest.fixture(autouse=True)
-def _quick():
-    """Programs this small run in microseconds; compiling them takes the time."""
-    optimizing = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", optimizing)
-
-
 def tree(seed: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
     rng = np.random.default_rng(seed)
     return {k: jnp.asarray(rng.normal(size=s), dtype) for k, s in SHAPES.items()}
