@@ -172,9 +172,9 @@ def scale_by_dct_adam(
         return (jnp.zeros_like(p) if is_low(p) else None,)
 
     def init(params):
-        slots = init_leaves(init_leaf, params, 3)
+        mu, nu, indices = init_leaves(init_leaf, params, 3)
         residual = init_leaves(init_residual, params, 1)[0] if error_feedback else ()
-        return DCTAdamState(jnp.zeros([], jnp.int32), *slots, residual)
+        return DCTAdamState(jnp.zeros([], jnp.int32), mu, nu, indices, residual)
 
     def update(updates, state, params=None, **extra):
         del params, extra
@@ -200,8 +200,9 @@ def scale_by_dct_adam(
 
         slots = (*state[1:4], *([state.residual] if error_feedback else []))
         out, slots = map_leaves(rule, updates, slots, owner=owner)
-        residual = slots[3] if error_feedback else ()
-        return out, DCTAdamState(next_count(state.count), *slots[:3], residual)
+        mu, nu, indices, residual = slots if error_feedback else (*slots, ())
+        count = next_count(state.count)
+        return out, DCTAdamState(count, mu, nu, indices, residual)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -257,8 +257,9 @@ def scale_by_frugal(
         mask = treated(project_mask, params)
         split = init_leaves(init_split, _only(mask, True, params), 4)
         whole = init_leaves(init_whole, _only(mask, False, params), 4)
-        slots = map(_merge, split, whole)
-        return FrugalState(jnp.zeros([], jnp.int32), jnp.array(data), *slots)
+        steps, mu, nu, part = map(_merge, split, whole)
+        count = jnp.zeros([], jnp.int32)
+        return FrugalState(count, jnp.array(data), steps, mu, nu, part)
 
     def update(updates, state, params=None, **extra):
         del params, extra
@@ -283,8 +284,9 @@ def scale_by_frugal(
                 slots = jax.tree.map(lambda x: jnp.where(anew, 0, x), slots)
             x, back = _split_axis_first(selection, g, part)
             seen = _down(part, x)
-            u, *moments = adam_step(adam, seen, *slots[1:], slots[0])
-            new = slots[0] + 1, *moments
+            steps, *moments = slots
+            u, *moments = adam_step(adam, seen, moments[0], moments[1], steps)
+            new = steps + 1, *moments
             seen, u = _up(part, seen, x), _up(part, u, x)
             if is_split and in_blocks:
                 on = active[number]
@@ -295,11 +297,10 @@ def scale_by_frugal(
         part = state.part
         if not in_blocks:
             part = jax.lax.cond(anew, lambda: choose_all()[1][0], lambda: part)
-        slots = state.steps, state.mu, state.nu
-        out, slots = map_leaves(
-            step, updates, slots, (part, numbers, mask), owner=owner
-        )
-        return out, FrugalState(next_count(state.count), state.key, *slots, part)
+        slots, others = (state.steps, state.mu, state.nu), (part, numbers, mask)
+        out, slots = map_leaves(step, updates, slots, others, owner=owner)
+        (steps, mu, nu), count = slots, next_count(state.count)
+        return out, FrugalState(count, state.key, steps, mu, nu, part)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

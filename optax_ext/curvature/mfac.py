@@ -6,6 +6,8 @@ its inverse takes the m inner products of a vector with the rows, and the soluti
 m x m system. Nothing here ravels the parameters: inner products are sums over leaves.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -71,8 +73,8 @@ def ihvp_empirical_fisher(
 
     Example:
       >>> import jax.numpy as jnp, optax_ext as ox
-      >>> g = jnp.array([[2.0, 0.0]])
-      >>> print(ox.ihvp_empirical_fisher(g, jnp.array([5.0, 3.0]), damping=1.0))
+      >>> g, x = jnp.array([[2.0, 0.0]]), jnp.array([5.0, 3.0])
+      >>> print(ox.ihvp_empirical_fisher(g, x, damping=1.0).round())
       [1. 3.]
     """
     g, factor, damping = _woodbury("ihvp_empirical_fisher", grads_matrix, damping)
@@ -110,7 +112,7 @@ def mfac_prune_scores(
     Example:
       >>> import jax.numpy as jnp, optax_ext as ox
       >>> g, w = jnp.array([[2.0, 0.0]]), jnp.array([1.0, 1.0])
-      >>> print(ox.mfac_prune_scores(g, w, damping=1.0))
+      >>> print(ox.mfac_prune_scores(g, w, damping=1.0).round(3))
       [2.5 0.5]
     """
     g, factor, damping = _woodbury("mfac_prune_scores", grads_matrix, damping)
@@ -157,13 +159,10 @@ def _weights(
 
 
 def _insert(
-    norms: jax.Array,
-    cosines: jax.Array,
-    slot: jax.Array,
-    norm: jax.Array,
-    row: jax.Array,
+    fisher: Sequence[jax.Array], slot: jax.Array, norm: jax.Array, row: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Lengths and cosines with those of the newest gradient."""
+    norms, cosines = fisher
     return norms.at[slot].set(norm), cosines.at[slot].set(row).at[:, slot].set(row)
 
 
@@ -237,7 +236,7 @@ def scale_by_mfac(
       >>> import jax.numpy as jnp, optax_ext as ox
       >>> tx = ox.scale_by_mfac(window=1, damping=1.0)
       >>> g = jnp.array([3.0, 4.0])
-      >>> print(26 * tx.update(g, tx.init(g))[0])
+      >>> print((26 * tx.update(g, tx.init(g))[0]).round())
       [3. 4.]
     """
     owner = "scale_by_mfac"
@@ -254,12 +253,12 @@ def scale_by_mfac(
 
     def init(params):
         (history,) = init_leaves(init_history, params, 1)
-        fisher = init_fisher(jnp.zeros((), scalar_dtype(params)))
+        norms, cosines = init_fisher(jnp.zeros((), scalar_dtype(params)))
         if blockwise:
-            fisher = init_leaves(init_fisher, params, 2)
+            norms, cosines = init_leaves(init_fisher, params, 2)
         mu = init_leaves(lambda p: (jnp.zeros_like(p),), params, 1)[0]
         count = jnp.zeros([], jnp.int32)
-        return MFACState(count, history, *fisher, mu if averages else ())
+        return MFACState(count, history, norms, cosines, mu if averages else ())
 
     def update(updates, state, params=None, **extra):
         del params, extra
@@ -277,7 +276,7 @@ def scale_by_mfac(
             history, *fisher = slots
             norm = length(g)
             _, (history,) = store(g, (history,), norm)
-            fisher = _insert(*fisher, slot, norm, _products(history, slot))
+            fisher = _insert(fisher, slot, norm, _products(history, slot))
             weights = _weights(*fisher, slot, damping)
             return jnp.tensordot(weights, history, 1), (history, *fisher)
 
@@ -287,22 +286,21 @@ def scale_by_mfac(
 
         if blockwise:
             out, slots = map_leaves(of_leaf, updates, state[1:4], owner=owner)
-            history, *fisher = slots
+            history, norms, cosines = slots
         else:
-            norm, norms = tree_length(updates), state.norms
-            (history,) = map_leaves(
-                lambda g, slots: store(g, slots, norm),
-                updates,
-                (state.history,),
-                owner=owner,
-            )[1]
-            row = _tree_products(history, slot, norms)
-            fisher = _insert(norms, state.cosines, slot, norm.astype(norms.dtype), row)
-            weights = _weights(*fisher, slot, damping)
+            norm = tree_length(updates)
+            storing = functools.partial(store, norm=norm)
+            slots = (state.history,)
+            (history,) = map_leaves(storing, updates, slots, owner=owner)[1]
+            row = _tree_products(history, slot, state.norms)
+            norm = norm.astype(row.dtype)
+            norms, cosines = _insert(state[2:4], slot, norm, row)
+            weights = _weights(norms, cosines, slot, damping)
             out, _ = map_leaves(combine, updates, (), (history,), owner=owner)
         mu = state.mu
         if averages:
             out, (mu,) = map_leaves(average, out, (mu,), owner=owner)
-        return out, MFACState(next_count(state.count), history, *fisher, mu)
+        count = next_count(state.count)
+        return out, MFACState(count, history, norms, cosines, mu)
 
     return optax.GradientTransformationExtraArgs(init, update)

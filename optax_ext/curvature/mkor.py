@@ -106,17 +106,18 @@ class _Leaves:
             )
         return None if is_hole(leaf) else leaf
 
-    def put(self, path: Path, value: jax.Array) -> None:
+    def put(self, path: Path | None, value: jax.Array) -> None:
         """Replace a leaf, in its own shape and dtype."""
-        old = self._leaves[_name(path)]
-        self._leaves[_name(path)] = value.reshape(old.shape).astype(old.dtype)
+        name = _name(path or ())
+        old = self._leaves[name]
+        self._leaves[name] = value.reshape(old.shape).astype(old.dtype)
 
     def tree(self) -> Any:
         return self._treedef.unflatten(self._leaves.values())
 
 
 def _statistics(
-    name: str, extra: Mapping[str, Any], bias: Any, clip: Any, dtype: Any
+    name: str, extra: dict[str, Any], bias: Any, clip: Any, dtype: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Mean input (with 1 for the bias), and mean gradient of the output, of a layer."""
     a = require("scale_by_mkor", extra, "activations").get(name)
@@ -264,14 +265,15 @@ def scale_by_mkor(
         old = {name: state.factors[name] for name, *_ in found}
         factors = jax.lax.cond(due, refresh, lambda: old)
         for name, g, b in found:
+            kernel, bias = layers[name]
             r, l = factors[name]
             rows = [as_matrix(g)] if b is None else [as_matrix(g), b[None]]
             grads = jnp.concatenate([x.astype(r.dtype) for x in rows])
             fan_in = len(rows[0])
             u = _rescaled(r @ grads @ l, grads, fan_in)
-            leaves.put(layers[name][0], u[:fan_in])
+            leaves.put(kernel, u[:fan_in])
             if b is not None:
-                leaves.put(layers[name][1], u[fan_in:])
+                leaves.put(bias, u[fan_in:])
         state = MKORState(next_count(state.count), {**state.factors, **factors})
         return leaves.tree(), state
 

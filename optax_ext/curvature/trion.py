@@ -95,8 +95,8 @@ def scale_by_trion(
       >>> tx = ox.scale_by_trion(rank=1, scaling="none")
       >>> g = ox.dct_matrix(4)[:, 2:3] * jnp.array([[3.0, 4.0]])
       >>> updates, _ = tx.update(g, tx.init(g))
-      >>> 0.7 < jnp.linalg.norm(updates) < 1.2
-      Array(True, dtype=bool)
+      >>> print(0.6 < jnp.linalg.norm(updates) < 1.2)
+      True
     """
     owner = "scale_by_trion"
     check_rate(owner, momentum=momentum)
