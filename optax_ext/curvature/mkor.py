@@ -6,7 +6,7 @@ themselves: when a mean input a arrives, the inverse of F + a a^T follows from t
 by Sherman and Morrison's formula, without any factorisation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +24,8 @@ from optax_ext._core.extra_args import require
 from optax_ext._core.geometry import length
 from optax_ext._core.leaves import next_count
 from optax_ext._core.matrices import as_matrix, matrix_shape
-from optax_ext._core.trees import Bucket, computing_dtype, is_hole, is_unit
-
-Path = str | Sequence[Any]
+from optax_ext._core.trees import computing_dtype
+from optax_ext.curvature._paths import LeavesByPath, Path, path_name
 
 
 class MKORFactors(NamedTuple):
@@ -74,46 +73,6 @@ def _rescaled(u: jax.Array, g: jax.Array, fan_in: int) -> jax.Array:
     want = length(g[:fan_in]) + length(g[fan_in:])
     size = length(u[:fan_in]) + length(u[fan_in:])
     return u / jnp.where(size > 0, size, 1) * want
-
-
-def _name(path: Path) -> str:
-    parts = [path] if isinstance(path, str) else path
-    return "/".join(map(str, parts))
-
-
-class _Leaves:
-    """The leaves of a tree by path, as "dense/kernel"."""
-
-    def __init__(self, tree: Any):
-        found, self._treedef = jax.tree.flatten_with_path(tree, is_leaf=is_unit)
-        names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in found]
-        self._leaves = dict(zip(names, (leaf for _, leaf in found), strict=True))
-
-    def get(self, path: Path | None) -> Any:
-        """The leaf at a path, None for a hole."""
-        if path is None:
-            return None
-        if _name(path) not in self._leaves:
-            raise ValueError(
-                f"scale_by_mkor: layers has the path {_name(path)!r}, the leaves are "
-                f"{sorted(self._leaves)}"
-            )
-        leaf = self._leaves[_name(path)]
-        if isinstance(leaf, Bucket):
-            raise ValueError(
-                "scale_by_mkor tells layers apart by their paths, which bucketed "
-                "takes away: leave it outside of bucketed"
-            )
-        return None if is_hole(leaf) else leaf
-
-    def put(self, path: Path | None, value: jax.Array) -> None:
-        """Replace a leaf, in its own shape and dtype."""
-        name = _name(path or ())
-        old = self._leaves[name]
-        self._leaves[name] = value.reshape(old.shape).astype(old.dtype)
-
-    def tree(self) -> Any:
-        return self._treedef.unflatten(self._leaves.values())
 
 
 def _statistics(
@@ -229,7 +188,7 @@ def scale_by_mkor(
             g, b = leaves.get(kernel), leaves.get(bias)
             if g is not None:
                 if g.ndim < 2:
-                    raise ValueError(f"{owner}: kernel {_name(kernel)!r} is no matrix")
+                    raise ValueError(f"{owner}: {path_name(kernel)!r} is no matrix")
                 yield name, g, b
 
     def moved(m, v):
@@ -239,7 +198,7 @@ def scale_by_mkor(
 
     def init(params):
         factors = {}
-        for name, w, b in present(_Leaves(params)):
+        for name, w, b in present(LeavesByPath(params, owner)):
             fan_in, fan_out = matrix_shape(w.shape)
             sides, dtype = (fan_in + (b is not None), fan_out), computing_dtype(w)
             factors[name] = MKORFactors(*(jnp.eye(n, dtype=dtype) for n in sides))
@@ -248,7 +207,7 @@ def scale_by_mkor(
     def update(updates, state, params=None, **extra):
         del params
         require(owner, extra, "activations")
-        leaves = _Leaves(updates)
+        leaves = LeavesByPath(updates, owner)
         found = list(present(leaves))
 
         def refresh():
