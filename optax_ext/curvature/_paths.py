@@ -45,13 +45,17 @@ class LeavesByPath:
                 f"{self._owner} tells layers apart by their paths, which bucketed "
                 "takes away: leave it outside of bucketed"
             )
-        if path_name(path) not in leaves:
+        name = path_name(path)
+        # A mask may hide a whole branch.
+        for at, leaf in leaves.items():
+            if is_hole(leaf) and f"{name}/".startswith(f"{at}/"):
+                return None
+        if name not in leaves:
             raise ValueError(
-                f"{self._owner}: no leaf has the path {path_name(path)!r}; there are "
+                f"{self._owner}: no leaf has the path {name!r}; there are "
                 f"{sorted(leaves)}"
             )
-        leaf = leaves[path_name(path)]
-        return None if is_hole(leaf) else leaf
+        return leaves[name]
 
     def has(self, path: Path) -> bool:
         """Whether there is a leaf at a path."""

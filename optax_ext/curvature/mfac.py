@@ -213,9 +213,10 @@ def scale_by_mfac(
     new by damping: follow with a clip or a small learning rate. L2 decay goes before it
     (`optax.add_decayed_weights`), as in the official class.
 
-    The system has size m and unit diagonal. In float32 its eigenvalues are cut off at
-    1e-7 m, which acts as a damping of about 1e-7 times the squared length of gradients;
-    enable float64 where that matters.
+    The system of size m has a condition of about the squared length of gradients over
+    damping, and the result loses as many roundings: in float32 choose damping above
+    1e-5 of that square, or enable float64. Eigenvalues that are all rounding are cut
+    off, so that no gradient makes a NaN.
 
     Args:
       window: m, how many gradients are kept (official: 1024; 32 here, for each costs as

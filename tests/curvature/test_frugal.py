@@ -182,7 +182,7 @@ def test_the_mask_decides_what_is_split():
     # A vector is a matrix of one input.
     assert state.part["bias"].tolist() == [0]
     assert state.mu["bias"].shape == (1, 8)
-    with pytest.raises(ValueError, match="scale_by_frugal: leaf .*a scalar cannot"):
+    with pytest.raises(ValueError, match=r"scale_by_frugal: leaf .*a scalar cannot"):
         ox.scale_by_frugal(project_mask=True).init(jnp.ones(()))
 
 

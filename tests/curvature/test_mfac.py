@@ -100,12 +100,12 @@ def test_extreme_gradients_are_finite(blockwise, size):
         np.testing.assert_allclose(flat(out[0]), flat(tree(0, size)) / 1e-5, rtol=1e-4)
 
 
-def test_in_float32_small_damping_and_equal_gradients_stay_of_the_right_size():
-    # |g|^2 / damping is 1e7 and more, the reciprocal of float32's roundings.
+def test_in_float32_it_loses_the_condition_in_roundings():
+    # |g|^2 / damping is 5e3, and a rounding 6e-8.
     g = tree(0)
-    out, _ = run(ox.scale_by_mfac(8), [g] * 8)
-    want = flat(g) / (1e-5 + flat(g) @ flat(g))
-    np.testing.assert_allclose(flat(out[-1]), want, rtol=0.3)
+    out, _ = run(ox.scale_by_mfac(8, 0.01), [g] * 8)
+    want = flat(g) / (0.01 + flat(g) @ flat(g))
+    np.testing.assert_allclose(flat(out[-1]), want, rtol=5e-3)
 
 
 def test_a_narrower_history_rounds_the_gradients():
@@ -163,7 +163,7 @@ def test_the_link_and_the_function_agree(x64):
 @pytest.mark.parametrize("function", [ox.ihvp_empirical_fisher, ox.mfac_prune_scores])
 def test_functions_name_what_is_wrong(function):
     with pytest.raises(
-        ValueError, match=r"\[gradients, parameters\], got shape \(3,\)"
+        ValueError, match=r"\[gradients, parameters\], got .*\(3,\)"
     ):
         function(jnp.ones(3), jnp.ones(3), 0.1)
     with pytest.raises(ValueError, match="damping must lie in"):
