@@ -1,6 +1,7 @@
 """TrAct: gradients times the inverse second moments of a layer's inputs."""
 
 # pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
 
 import jax
 import jax.numpy as jnp

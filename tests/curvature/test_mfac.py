@@ -162,9 +162,7 @@ def test_the_link_and_the_function_agree(x64):
 
 @pytest.mark.parametrize("function", [ox.ihvp_empirical_fisher, ox.mfac_prune_scores])
 def test_functions_name_what_is_wrong(function):
-    with pytest.raises(
-        ValueError, match=r"\[gradients, parameters\], got .*\(3,\)"
-    ):
+    with pytest.raises(ValueError, match=r"\[gradients, parameters\], got .*\(3,\)"):
         function(jnp.ones(3), jnp.ones(3), 0.1)
     with pytest.raises(ValueError, match="damping must lie in"):
         function(jnp.ones((2, 3)), jnp.ones(3), 0.0)

@@ -3,6 +3,7 @@
 # optax's types let a tree be a bare number, which has no index and no fields.
 # pyright: reportIndexIssue=false, reportAttributeAccessIssue=false
 # pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false
 
 import jax
 import jax.numpy as jnp
