@@ -63,11 +63,10 @@ def _probe_forward(z, mean_input, slots):
 def _probe_backward(kept, dz):
     mean_input, slots = kept
     wide = dz.astype(slots.grads.dtype).reshape(-1, dz.shape[-1])
-    found = _Slots(
-        mean_input.astype(slots.inputs.dtype),
-        jnp.sum(wide, axis=0),
-        jnp.ones_like(slots.calls),
-    )
+    # One call, whatever dz is; but vmap adds up only what depends on its axis.
+    call = jnp.where(jnp.any(wide > 0), jnp.ones_like(slots.calls), 1)
+    inputs = mean_input.astype(slots.inputs.dtype)
+    found = _Slots(inputs, jnp.sum(wide, axis=0), call)
     return dz, jnp.zeros_like(mean_input), found
 
 

@@ -53,7 +53,8 @@ def test_blocks_of_density_0_are_signs_and_other_leaves_adam():
     g = tree(1)
     for name in ("conv", "dense", "tall"):
         np.testing.assert_array_equal(out[name], 0.5 * np.sign(g[name]))
-    np.testing.assert_allclose(out["bias"], np.sign(g["bias"]), rtol=1e-6)
+    # 1 - b2 in float32 is off by 2e-5.
+    np.testing.assert_allclose(out["bias"], np.sign(g["bias"]), rtol=1e-4)
 
 
 def test_leading_vectors_without_a_rest_are_galore_with_reset(x64):

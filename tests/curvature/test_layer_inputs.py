@@ -90,10 +90,10 @@ def test_on_a_first_layer_the_output_moves_along_its_gradient(x64):
     def loss(z):
         return jnp.mean((z - y) ** 2)
 
-    tx = optax.chain(ox.precondition_by_inputs(1e-10), optax.scale(-1.0))
+    tx = optax.chain(ox.precondition_by_inputs(1e-7), optax.scale(-1.0))
     g = jax.grad(lambda w: loss(x @ w))(w)
     u, _ = tx.update(g, tx.init(w), w, inputs=x)
-    np.testing.assert_allclose(x @ u, -5 * jax.grad(loss)(x @ w), rtol=1e-6)
+    np.testing.assert_allclose(x @ u, -5 * jax.grad(loss)(x @ w), rtol=1e-4)
 
 
 def test_16_bit_gradients_are_solved_in_float32():
