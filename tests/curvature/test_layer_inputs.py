@@ -47,7 +47,7 @@ def test_with_little_damping_the_change_of_outputs_knows_no_units_of_inputs(x64)
         np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-8)
 
 
-def test_leaves_without_rows_pass_and_stacks_are_as_single_leaves():
+def test_leaves_without_rows_pass_and_the_others_know_nothing_of_each_other():
     g = {"a": normal(4, 3), "b": normal(4, 3, seed=1), "bias": normal(3)}
     x = {"a": normal(7, 4), "b": normal(7, 4, seed=1), "bias": None}
     out = once(g, x)
