@@ -18,7 +18,7 @@ TREES = (
 )
 """Trees like params (`per_example_grads`: with a leading example axis)."""
 
-MATRIX_TREES = ("bases",)
+MATRIX_TREES = ("bases", "inputs")
 """Trees like params with a matrix or None at each leaf."""
 
 FUNCTIONS = ("value_fn", "obj_fn", "logits_fn", "aux_value_fn", "proxy_value_fn")
@@ -31,7 +31,6 @@ VALUES = (
     "value",
     "error_mass",
     "sampled_labels",
-    "inputs",
     "activations",
     "preact_grads",
 )

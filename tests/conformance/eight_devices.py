@@ -42,7 +42,7 @@ def main() -> None:
 
     def place(tree):
         like_params = isinstance(tree, dict) and all(
-            jnp.shape(tree[n]) == params[n].shape for n in params
+            n in tree and jnp.shape(tree[n]) == params[n].shape for n in params
         )
         everywhere = NamedSharding(mesh, PartitionSpec())
         return jax.device_put(tree, placed if like_params else everywhere)

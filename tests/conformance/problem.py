@@ -58,6 +58,15 @@ def _basis(leaf: jax.Array) -> jax.Array | None:
     return jnp.full((fan_in, 1), max(fan_in, 1) ** -0.5, leaf.dtype)
 
 
+def _layer_inputs(leaf: jax.Array) -> jax.Array | None:
+    """Rows that a kernel met; None for other leaves."""
+    if leaf.ndim < 2:
+        return None
+    fan_in = leaf.size // leaf.shape[-1] if leaf.size else 0
+    rows = np.random.default_rng(3).normal(size=(BATCH, fan_in))
+    return jnp.asarray(rows, leaf.dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """A function of parameters; `extra` makes extra arguments of it."""
@@ -102,6 +111,9 @@ class Objective:
             "grad_sq_mean": jax.tree.map(lambda g: g**2 + g**2 / 4, grad),
             # With a basis, one direction could never move.
             "bases": jax.tree.map(lambda p: None, params),
+            "inputs": jax.tree.map(_layer_inputs, params),
+            # By name of layer, which a tree of any kind does not have.
+            "activations": {},
             "aux_grads": jax.tree.map(lambda g: g[::-1] if g.ndim else -g, grad),
             "error_mass": jnp.tanh(value),
         }
