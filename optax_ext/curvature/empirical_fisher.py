@@ -95,4 +95,6 @@ def empirical_fisher_diag() -> optax.GradientTransformationExtraArgs:
         each = require("empirical_fisher_diag", extra, "per_example_grads")
         return diagonal_fisher(each), state
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(), update
+    )

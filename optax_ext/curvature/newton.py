@@ -124,16 +124,13 @@ def gradient_regularized_newton(
             eye = jnp.eye(g.size, dtype=g.dtype)
             b = b.astype(g.dtype)
             return lambda lam: cho_solve(cho_factor(b + lam * eye), g)
-        if callable(hessian):
-            of_trees, still = hessian(params), optax.tree.zeros_like(params)
+        of_tree = hessian(params) if callable(hessian) else None
+        still, of_vector = optax.tree.zeros_like(params), hvp(f)
 
-            def product(v):
-                return view.to(of_trees(view.back(v, still)))
-        else:
-            flat = hvp(f)
-
-            def product(v):
-                return flat(p, v)
+        def product(v):
+            if of_tree is None:
+                return of_vector(p, v)
+            return view.to(of_tree(view.back(v, still)))
 
         return lambda lam: cg(lambda v: product(v) + lam * v, g, maxiter=cg_iters)[0]
 

@@ -106,7 +106,9 @@ def scale_by_saddle_free_newton(
         best = jnp.argmin(jax.lax.map(value_of, candidates))
         return view.back(direction(candidates[best])), state
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(), update
+    )
 
 
 def _spectrum(
