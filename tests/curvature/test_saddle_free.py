@@ -160,12 +160,16 @@ def test_hidden_leaves_do_not_take_part(rank):
 
     params = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}
     tx = optax.masked(ox.scale_by_saddle_free_newton(rank), {"a": True, "b": False})
-    grads = jax.grad(f)(params)
+    grads = {"a": jnp.array([7.0, 12.0]), "b": jnp.array([5.0])}
 
     def value_fn(p):
         return f({"a": p["a"], "b": params["b"]})
 
-    got, _ = tx.update(grads, tx.init(params), params, value_fn=value_fn)
+    @jax.jit
+    def step(grads, params):
+        return tx.update(grads, tx.init(params), params, value_fn=value_fn)[0]
+
+    got = step(grads, params)
     np.testing.assert_array_equal(got["b"], grads["b"])
     want = grads["a"] / (6 + 1e-3)
     np.testing.assert_allclose(got["a"], want, rtol=1e-5)
