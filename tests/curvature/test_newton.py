@@ -190,7 +190,13 @@ def test_conjugate_gradients_solve_with_the_full_hessian(x64):
     want, _, _ = run(newton(), f, start, 4)
     got, _, _ = run(newton(solver="cg"), f, start, 4)
     np.testing.assert_allclose(got, want, atol=1e-4)
-    few, _, _ = run(newton(solver="cg", cg_iters=1), f, start, 4)
+
+
+def test_the_number_of_conjugate_gradients_may_be_too_small(x64):
+    f = lambda x: jnp.sum(jnp.cosh(x)) + jnp.sum(x) ** 2  # noqa: E731
+    start = jnp.array([1.0, 2.0, -1.0])
+    want, _, _ = run(newton(), f, start, 1)
+    few, _, _ = run(newton(solver="cg", cg_iters=1), f, start, 1)
     assert np.abs(few - want).max() > 1e-3
 
 

@@ -13,7 +13,7 @@ import optax_ext as ox
 from tests.curvature.replay import Quartic
 
 GIVEN = ox.external_hessian_diag()
-START = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([[0.5]])}
+START = {"a": np.array([1.0, -2.0]), "b": np.array([[0.5]])}
 
 
 def trajectory(tx, f, x, steps, hessian_diag=None):
@@ -31,7 +31,7 @@ def trajectory(tx, f, x, steps, hessian_diag=None):
     def run(x):
         return jax.lax.scan(step, (x, tx.init(x)), length=steps)[1]
 
-    return run(x)
+    return run(jax.tree.map(jnp.asarray, x))
 
 
 def cosh(p):
