@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import optax_ext as ox
 from tests import golden_adapters as adapters
@@ -179,7 +180,7 @@ def replay_optimizer(golden: Golden, names: Names) -> Iterator[Comparison]:
     @jax.jit
     def step(params, state, recorded, extra):
         grads, more = gradient(params, state, recorded)
-        updates, state = tx.update(grads, state, params, **extra, **more)
+        updates, state = tx.update(grads, state, params, **{**more, **extra})
         return optax.apply_updates(params, updates), state
 
     for t, (recorded, extra) in enumerate(recorded_steps(golden, params)):
@@ -231,7 +232,14 @@ def gradient_source(golden: Golden, names: Names) -> Callable[..., Any]:
             point = adapters.GRADIENT_POINT[name](names, state, params, notes)
         value_fn = functions["value_fn"]
         value, grads = jax.value_and_grad(value_fn)(point)
-        more = {"value": value, "grad": grads, "grad_fn": jax.grad(value_fn)}
+        flat, unravel = ravel_pytree(point)
+        hessian = jax.hessian(lambda p: value_fn(unravel(p)))(flat)
+        more = {
+            "value": value,
+            "grad": grads,
+            "grad_fn": jax.grad(value_fn),
+            "hessian_diag": unravel(jnp.diagonal(hessian)),
+        }
         return grads, {**functions, **more}
 
     return given if golden.flat("g") else evaluated

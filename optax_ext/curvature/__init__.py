@@ -13,6 +13,7 @@ from optax_ext.curvature.dct import (
 )
 from optax_ext.curvature.empirical_fisher import (
     diagonal_fisher,
+    empirical_fisher_diag,
 )
 from optax_ext.curvature.estimators import (
     EmaHessianState,
@@ -42,6 +43,28 @@ from optax_ext.curvature.mkor import (
     MKORState,
     scale_by_mkor,
 )
+from optax_ext.curvature.model_building import (
+    SmbState,
+    smb,
+)
+from optax_ext.curvature.newton import (
+    GradientRegularizedNewtonState,
+    gradient_regularized_newton,
+)
+from optax_ext.curvature.oasis import (
+    OasisState,
+    oasis,
+)
+from optax_ext.curvature.products import (
+    finite_difference_hvp,
+    gnvp,
+    hvp,
+    hvp_probe,
+)
+from optax_ext.curvature.saddle_free import (
+    saddle_free_newton,
+    scale_by_saddle_free_newton,
+)
 from optax_ext.curvature.sophia import (
     SophiaState,
     precondition_by_hessian_diag,
@@ -59,10 +82,13 @@ __all__ = [
     "DCTAdamState",
     "EmaHessianState",
     "FrugalState",
+    "GradientRegularizedNewtonState",
     "KeyState",
     "MFACState",
     "MKORFactors",
     "MKORState",
+    "OasisState",
+    "SmbState",
     "SophiaState",
     "TrionState",
     "adahessian",
@@ -70,22 +96,32 @@ __all__ = [
     "dct_matrix",
     "diagonal_fisher",
     "ema_hessian_diag",
+    "empirical_fisher_diag",
     "external_hessian_diag",
+    "finite_difference_hvp",
     "frugal",
     "gauss_newton_bartlett_diag",
+    "gnvp",
+    "gradient_regularized_newton",
     "hutchinson_diag",
+    "hvp",
+    "hvp_probe",
     "ihvp_empirical_fisher",
     "im2col_inputs",
     "mfac_prune_scores",
+    "oasis",
     "precondition_by_hessian_diag",
     "precondition_by_inputs",
+    "saddle_free_newton",
     "scale_by_adahessian",
     "scale_by_dct_adam",
     "scale_by_frugal",
     "scale_by_mfac",
     "scale_by_mkor",
+    "scale_by_saddle_free_newton",
     "scale_by_sophia",
     "scale_by_trion",
+    "smb",
     "sophia",
     "sophia_win_rate",
 ]

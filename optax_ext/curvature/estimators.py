@@ -2,13 +2,15 @@ r"""Estimators of the Hessian's diagonal, a service for the links that use it.
 
 An estimator is a `GradientTransformationExtraArgs` whose ``update(updates, state,
 params, **extra)`` ignores `updates` and returns a tree like params that estimates
-diag(H), signed and unsmoothed, in float32 (float64 for float64 leaves). Three kinds:
+diag(H), signed and unsmoothed, in float32 (float64 for float64 leaves). Four kinds:
 
 * `hutchinson_diag`: z * (H z) for random z. Unbiased; sees negative curvature; one
   Hessian-vector product, about two gradients. Needs ``value_fn``.
 * `gauss_newton_bartlett_diag`: B * grad^2 at labels drawn from the model. Unbiased for
   the Gauss-Newton matrix, never negative; one forward and backward pass. Needs
   ``logits_fn``.
+* `empirical_fisher_diag`: the mean square of per-example gradients at the true labels.
+  Never negative, and no curvature far from a minimum. Needs ``per_example_grads``.
 * `external_hessian_diag`: what the caller passes as ``hessian_diag``.
 
 `ema_hessian_diag` averages any of them and calls it every k-th step only. The means are
@@ -34,6 +36,7 @@ from optax_ext._core.extra_args import require
 from optax_ext._core.keys import KeyState, key_state
 from optax_ext._core.leaves import init_leaves, map_leaves, next_count
 from optax_ext._core.trees import computing_dtype
+from optax_ext.curvature.products import PROBES, hvp_probe
 
 _SOPHIA = "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model "
 SOPHIA_TITLE = _SOPHIA + "Pre-training"
@@ -81,10 +84,9 @@ def hutchinson_diag(
       >>> print(h)
       [1. 4.]
     """
-    check_choice("hutchinson_diag", "probe", probe, ("rademacher", "gaussian"))
+    check_choice("hutchinson_diag", "probe", probe, tuple(PROBES))
     check_interval("hutchinson_diag", num_samples=num_samples)
     data, impl = key_state(key)
-    sampler = jax.random.rademacher if probe == "rademacher" else jax.random.normal
 
     def init(params):
         del params
@@ -93,11 +95,10 @@ def hutchinson_diag(
     def update(updates, state, params: Any = None, **extra):
         del updates
         check_params("hutchinson_diag", params)
-        gradient = jax.grad(require("hutchinson_diag", extra, "value_fn"))
+        value_fn = require("hutchinson_diag", extra, "value_fn")
 
         def sample(key):
-            z = optax.tree.random_like(key, params, sampler)
-            hz = jax.jvp(gradient, (params,), (z,))[1]
+            hz, z = hvp_probe(value_fn, params, key, probe)
             return jax.tree.map(lambda a, b: _wide(a) * _wide(b), z, hz)
 
         use, keep = jax.random.split(jax.random.wrap_key_data(state.key, impl=impl))

@@ -82,7 +82,9 @@ def optimizer(method: Method, rate: jax.Array) -> optax.GradientTransformation:
 
     free = {"weight_decay": 0.0} if "weight_decay" in method.parameters() else {}
     if method.entry.kind == "optimizer":
-        return method.make(learning_rate=schedule, **free)
+        # Those that find their own rate take none.
+        tuned = "learning_rate" in method.parameters()
+        return method.make(**({"learning_rate": schedule} if tuned else {}), **free)
     descend = optax.scale_by_learning_rate(schedule)
     if method.name == "adaptive_eta":  # takes a direction, emits a step
         steps = optax.chain(optax.clip(1.0), optax.scale_by_schedule(schedule))
