@@ -29,6 +29,11 @@ IGT_PAPER: dict[str, Any] = {
 }
 
 
+# A number or a schedule. The rule needs the schedule's next value too, so that
+# `inject_hyperparams` must leave it alone: it does, for it is not said to be a float.
+Eta = Any
+
+
 class TransportState(NamedTuple):
     """State of `implicit_gradient_transport`: `base` is the iterate, in float32."""
 
@@ -54,7 +59,7 @@ def _eta_of_code(t: Any) -> Any:
     terminal=True,
 )
 def implicit_gradient_transport(
-    inner: optax.GradientTransformation, eta: optax.ScalarOrSchedule
+    inner: optax.GradientTransformation, eta: Eta
 ) -> optax.GradientTransformationExtraArgs:
     r"""Average gradients that are taken ahead of the iterate.
 
@@ -146,7 +151,7 @@ def _normalized() -> optax.GradientTransformation:
 )
 def normalized_igt(
     learning_rate: optax.ScalarOrSchedule,
-    eta: optax.ScalarOrSchedule = _eta_of_code,
+    eta: Eta = _eta_of_code,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Normalised steps along a transported momentum.

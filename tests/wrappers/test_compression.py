@@ -208,11 +208,12 @@ def exhaustive(errors, sizes, reference, alpha, bins):
     rows = np.arange(len(errors))
     unit = alpha * errors[rows, reference].sum() / bins
     cost = np.ceil(errors / unit)
-    best = []
-    for levels in itertools.product(range(errors.shape[1]), repeat=len(errors)):
-        if cost[rows, levels].sum() <= bins:
-            best.append((sizes[rows, levels].sum(), cost[rows, levels].sum(), levels))
-    return min(best)
+    every = itertools.product(range(errors.shape[1]), repeat=len(errors))
+    levels = np.array(list(every))
+    size, cost = sizes[rows, levels].sum(axis=1), cost[rows, levels].sum(axis=1)
+    fits = np.flatnonzero(cost <= bins)
+    best = fits[np.lexsort((cost[fits], size[fits]))[0]]
+    return size[best], cost[best], levels[best]
 
 
 @pytest.mark.parametrize(
