@@ -65,7 +65,7 @@ def _regularized(
     slots=0,
     variant="forward and backward differences, or one Hessian-vector product.",
     compared="goldens grad_reg_forward, grad_reg_backward, grad_reg_double_backprop",
-    example=lambda: {"gamma": 0.01, "eps": 0.01, "normalize": True},
+    example=lambda: {"gamma": 1e-3, "eps": 0.01, "normalize": True},
 )
 def add_gradient_norm_penalty(
     gamma: float = 0.05,
