@@ -143,7 +143,7 @@ def test_noise_has_its_standard_deviation_and_is_new_each_step():
         return state, out
 
     noise = np.asarray(jax.lax.scan(step, tx.init(zero), length=2000)[1])
-    assert len(np.unique(noise[:, 0])) == 2000
+    assert len(np.unique(noise[:, 0])) > 1990  # float32 has a few numbers twice
     # 10,000 numbers: five standard errors of a standard deviation are 3.5%.
     np.testing.assert_allclose(noise.std(), 0.5, rtol=0.035)
 
