@@ -1,6 +1,7 @@
 """`add_gradient_norm_penalty` and `gradient_regularized_value_and_grad`."""
 
 # Arrays and trees, which the types of jax and optax leave open.
+# pyright: reportOperatorIssue=false
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
 
 import jax

@@ -1,6 +1,7 @@
 """`scale_by_hessian_aided_momentum`."""
 
 # Arrays and trees, which the types of jax and optax leave open.
+# pyright: reportOperatorIssue=false
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
 # pyright: reportAttributeAccessIssue=false
 

@@ -1,6 +1,7 @@
 """`sketch_gradients` and its operators."""
 
 # Arrays and trees, which the types of jax and optax leave open.
+# pyright: reportOperatorIssue=false
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
 # pyright: reportAttributeAccessIssue=false
 

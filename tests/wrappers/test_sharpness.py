@@ -1,6 +1,7 @@
 """`sharpness_aware` and `adversarial_weight_perturbation`."""
 
 # Arrays and trees, which the types of jax and optax leave open.
+# pyright: reportOperatorIssue=false
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
 # pyright: reportAttributeAccessIssue=false
 

@@ -1,6 +1,7 @@
 """`implicit_gradient_transport`, `normalized_igt` and `igt_eval_params`."""
 
 # Arrays and trees, which the types of jax and optax leave open.
+# pyright: reportOperatorIssue=false
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
 # pyright: reportAttributeAccessIssue=false
 
