@@ -1,7 +1,7 @@
 """`sketch_gradients` and its operators."""
 
 # Arrays and trees, which the types of jax and optax leave open.
-# pyright: reportOperatorIssue=false
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
 # pyright: reportAttributeAccessIssue=false
 
@@ -156,7 +156,7 @@ def test_workers_may_average_their_sketches_instead_of_gradients(kind):
     together = ox.sketch_gradients(6, kind, axis_name="workers")
     out = jax.vmap(lambda g: sketched(together, g), axis_name="workers")(g)
     want = sketched(alone, jnp.mean(g, axis=0))
-    for each in out:
+    for each in np.asarray(out):
         np.testing.assert_allclose(each, want, rtol=0, atol=1e-5)
 
 
