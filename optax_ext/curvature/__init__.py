@@ -28,6 +28,14 @@ from optax_ext.curvature.frugal import (
     frugal,
     scale_by_frugal,
 )
+from optax_ext.curvature.gradient_penalty import (
+    add_gradient_norm_penalty,
+    gradient_regularized_value_and_grad,
+)
+from optax_ext.curvature.hessian_aided import (
+    HessianAidedState,
+    scale_by_hessian_aided_momentum,
+)
 from optax_ext.curvature.layer_inputs import (
     im2col_inputs,
     precondition_by_inputs,
@@ -83,6 +91,7 @@ __all__ = [
     "EmaHessianState",
     "FrugalState",
     "GradientRegularizedNewtonState",
+    "HessianAidedState",
     "KeyState",
     "MFACState",
     "MKORFactors",
@@ -92,6 +101,7 @@ __all__ = [
     "SophiaState",
     "TrionState",
     "adahessian",
+    "add_gradient_norm_penalty",
     "dct_adamw",
     "dct_matrix",
     "diagonal_fisher",
@@ -103,6 +113,7 @@ __all__ = [
     "gauss_newton_bartlett_diag",
     "gnvp",
     "gradient_regularized_newton",
+    "gradient_regularized_value_and_grad",
     "hutchinson_diag",
     "hvp",
     "hvp_probe",
@@ -116,6 +127,7 @@ __all__ = [
     "scale_by_adahessian",
     "scale_by_dct_adam",
     "scale_by_frugal",
+    "scale_by_hessian_aided_momentum",
     "scale_by_mfac",
     "scale_by_mkor",
     "scale_by_saddle_free_newton",

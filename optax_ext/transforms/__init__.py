@@ -88,6 +88,13 @@ from optax_ext.transforms.sign import (
     lion_kernel,
     scale_by_lion_k,
 )
+from optax_ext.transforms.sketch import (
+    SketchOperator,
+    SketchState,
+    countsketch_operator,
+    gaussian_operator,
+    sketch_gradients,
+)
 from optax_ext.transforms.sphere import (
     InitNormState,
     effective_learning_rate,
@@ -134,6 +141,8 @@ __all__ = [
     "MarsState",
     "MlpLoptState",
     "MomentsState",
+    "SketchOperator",
+    "SketchState",
     "SwatsState",
     "adam_atan2",
     "adamp",
@@ -144,10 +153,12 @@ __all__ = [
     "add_independent_weight_decay",
     "add_orthogonal_regularizer",
     "bloop",
+    "countsketch_operator",
     "decay_mask",
     "diffgrad",
     "effective_learning_rate",
     "fadam",
+    "gaussian_operator",
     "gravity",
     "greedy_block_update",
     "init_mlp_lopt",
@@ -182,6 +193,7 @@ __all__ = [
     "scale_by_width_exponents",
     "sgdp",
     "sgdw",
+    "sketch_gradients",
     "swats",
     "update_gradient_memory",
     "vr_adam",

@@ -22,6 +22,13 @@ from optax_ext.wrappers.combinators import (
     branch,
     graft,
 )
+from optax_ext.wrappers.compression import (
+    ErrorFeedbackState,
+    compress_with_error_feedback,
+    lowrank_compressor,
+    select_levels_lgreco,
+    topk_compressor,
+)
 from optax_ext.wrappers.domains import (
     FishState,
     fish,
@@ -31,7 +38,10 @@ from optax_ext.wrappers.freezing import (
     freeze_converged,
     frozen_fraction,
 )
-from optax_ext.wrappers.matrices import as_matrices, matrix_axes
+from optax_ext.wrappers.matrices import (
+    as_matrices,
+    matrix_axes,
+)
 from optax_ext.wrappers.prediction import (
     XGradState,
     xgrad,
@@ -48,6 +58,11 @@ from optax_ext.wrappers.resets import (
     refactorize,
     refactorize_every,
     reset_state_every,
+)
+from optax_ext.wrappers.sharpness import (
+    AscentState,
+    adversarial_weight_perturbation,
+    sharpness_aware,
 )
 from optax_ext.wrappers.sphere import (
     LawnState,
@@ -68,6 +83,12 @@ from optax_ext.wrappers.surrogate import (
     TargetSurrogateState,
     target_surrogate,
 )
+from optax_ext.wrappers.transport import (
+    TransportState,
+    igt_eval_params,
+    implicit_gradient_transport,
+    normalized_igt,
+)
 from optax_ext.wrappers.unlearning import (
     RefreshState,
     refresh,
@@ -75,8 +96,10 @@ from optax_ext.wrappers.unlearning import (
 
 __all__ = [
     "AdaptiveEtaState",
+    "AscentState",
     "Blockwise",
     "BranchState",
+    "ErrorFeedbackState",
     "FishState",
     "FreezeConvergedState",
     "GraftState",
@@ -87,12 +110,15 @@ __all__ = [
     "SkipSpikesState",
     "StoredState",
     "TargetSurrogateState",
+    "TransportState",
     "XGradState",
     "adaptive_eta",
+    "adversarial_weight_perturbation",
     "as_matrices",
     "branch",
     "bucketed",
     "cautious",
+    "compress_with_error_feedback",
     "fish",
     "freeze_converged",
     "frozen_fraction",
@@ -100,20 +126,27 @@ __all__ = [
     "graft",
     "grams",
     "grams_adamw",
+    "igt_eval_params",
+    "implicit_gradient_transport",
     "inject_hyperparams",
     "lawn",
+    "lowrank_compressor",
     "matrix_axes",
     "normalize_and_project",
+    "normalized_igt",
     "proxy_prox",
     "refactorize",
     "refactorize_every",
     "refresh",
     "reset_state_every",
     "scale_by_grams",
+    "select_levels_lgreco",
+    "sharpness_aware",
     "skip_spikes",
     "spike_statistics",
     "stored",
     "target_surrogate",
+    "topk_compressor",
     "unpack_stored_state",
     "xgrad",
     "xgrad_predict",
