@@ -129,7 +129,8 @@ def lra(rank: int, uv_update: str, balance_interval: int) -> Group:
             return U, V - step(U, q_u, w_u) * change
 
         is_u = jax.random.bernoulli(key) if uv_update == "random" else number % 2 == 0
-        return LraPreconditioner(*jax.lax.cond(is_u, move_u, move_v), d)
+        U, V = jax.lax.cond(is_u, move_u, move_v)
+        return LraPreconditioner(U, V, d)
 
     def apply(precond, x):
         U, V, d = precond

@@ -70,8 +70,9 @@ def kron_update_schedule(
       1.00 0.61 0.03
     """
     owner = "kron_update_schedule"
-    rates = {"max_prob": max_prob, "min_prob": min_prob}
-    check_hyperparam(owner, low=0.0, high=1.0, open_low=True, **rates)
+    check_hyperparam(
+        owner, low=0.0, high=1.0, open_low=True, max_prob=max_prob, min_prob=min_prob
+    )
     check_hyperparam(owner, low=0.0, decay=decay, flat_start=flat_start)
 
     def schedule(count):
@@ -182,12 +183,14 @@ def scale_by_kron(
     owner = "scale_by_kron"
     check_rate(owner, b1=b1)
     check_hyperparam(owner, low=0.0, precond_lr=precond_lr)
-    positive = {"precond_init_scale": precond_init_scale, "update_rms": update_rms}
-    check_hyperparam(owner, low=0.0, open_low=True, **positive)
+    check_hyperparam(owner, low=0.0, open_low=True, update_rms=update_rms)
+    check_hyperparam(
+        owner, low=0.0, open_low=True, precond_init_scale=precond_init_scale
+    )
     share = kron_update_schedule() if update_probability is None else update_probability
     check_hyperparam(owner, low=0.0, high=1.0, open_low=True, update_probability=share)
-    sizes = {"max_size_triangular": max_size_triangular}
-    check_interval(owner, balance_interval=balance_interval, **sizes)
+    check_interval(owner, balance_interval=balance_interval)
+    check_interval(owner, max_size_triangular=max_size_triangular)
     if memory_save_mode is not None:
         modes = ("one_diag", "smart_one_diag", "all_diag")
         check_choice(owner, "memory_save_mode", memory_save_mode, modes)
@@ -206,8 +209,9 @@ def scale_by_kron(
         return jnp.zeros_like(p, mu_dtype), factors
 
     def init(params):
-        zero = [jnp.zeros([], jnp.int32) for _ in range(3)]
-        return KronState(*zero, *init_leaves(init_leaf, params, 2), jnp.array(data))
+        count, waited, fits = (jnp.zeros([], jnp.int32) for _ in range(3))
+        mu, factors = init_leaves(init_leaf, params, 2)
+        return KronState(count, waited, fits, mu, factors, jnp.array(data))
 
     def momentum(g, slots):
         return g, (b1 * slots[0] + (1 - b1) * g,)
@@ -239,22 +243,22 @@ def scale_by_kron(
         del params
         count, waited = next_count(state.count), next_count(state.waited)
         _, (mu,) = map_leaves(momentum, updates, (state.mu,))
-        state = state._replace(count=count, waited=waited, mu=mu)
+        state = state._replace(count=count, mu=mu)
         t = count.astype(float)
         is_due = waited.astype(t.dtype) >= 1 / jnp.asarray(at_step(share, t), t.dtype)
-        kept = jax.lax.cond(
+        waited, fits, factors, next_key = jax.lax.cond(
             is_due,
             lambda: fitted(updates, state, extra.get("vector")),
             lambda: (waited, state.fits, state.factors, state.key),
         )
-        state = KronState(count, *kept[:2], mu, *kept[2:])
 
         def precondition(g, slots, m, factors):
             u = kronecker.apply(factors, corrected(m, count)).reshape(g.shape)
             rms = length(u) / jnp.sqrt(jnp.asarray(u.size, u.dtype))
             return u * jnp.minimum(1, update_rms / (rms + 1e-12)), slots
 
-        return map_leaves(precondition, updates, (), (mu, state.factors))[0], state
+        out, _ = map_leaves(precondition, updates, (), (mu, factors))
+        return out, KronState(count, waited, fits, mu, factors, next_key)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -269,7 +269,7 @@ def scale_by_psgd_lra(
 
     Example:
       >>> import jax.numpy as jnp, optax_ext as ox
-      >>> state = ox.scale_by_psgdlra(rank=2).init({"w": jnp.ones((3, 4))})
+      >>> state = ox.scale_by_psgd_lra(rank=2).init({"w": jnp.ones((3, 4))})
       >>> state.preconditioner.U.shape
       (12, 2)
     """

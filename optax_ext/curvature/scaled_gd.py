@@ -97,7 +97,11 @@ def scale_by_scaled_gd(
             others = _other_factors(owner, factor_pairs, right_layout, params)
         return map_leaves(scaled, updates, (), others)[0], state
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    def init(params):
+        del params
+        return optax.EmptyState()
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _matrix(leaf: Any) -> Any:
