@@ -17,17 +17,17 @@ from optax_ext._core.leaves import map_leaves
 from optax_ext._core.trees import Bucket, is_hole, is_unit
 
 
-def _damped_inverse(gram: jax.Array, damping: Any) -> jax.Array:
+def _damped_inverse(gram: jax.Array, damping: jax.Array) -> jax.Array:
     """(gram + damping I)^-1; the pseudo-inverse where the damping is 0.
 
     By eigenvalues, as the damping may be traced and rounding may make them negative.
     """
     values, vectors = jnp.linalg.eigh(gram)
-    damping = jnp.asarray(damping, gram.dtype)
     rounding = values.size * jnp.finfo(gram.dtype).eps * values[-1]
-    kept = jnp.maximum(values, 0) + damping > jnp.where(damping > 0, 0, rounding)
-    total = jnp.where(kept, jnp.maximum(values, 0) + damping, 1)
-    return (vectors * jnp.where(kept, 1 / total, 0)) @ vectors.T
+    total = jnp.maximum(values, 0) + damping
+    is_kept = total > jnp.where(damping > 0, jnp.zeros_like(rounding), rounding)
+    inverse = jnp.where(is_kept, 1 / jnp.where(is_kept, total, 1), 0)
+    return (vectors * inverse[None]) @ vectors.T
 
 
 @catalogued(
@@ -85,7 +85,7 @@ def scale_by_scaled_gd(
     def scaled(g, slots, factor, is_before):
         if factor is None:
             return g, slots
-        inverse = _damped_inverse(factor.T @ factor, damping)
+        inverse = _damped_inverse(factor.T @ factor, jnp.asarray(damping, factor.dtype))
         return (inverse @ g if is_before else g @ inverse), slots
 
     def update(updates, state, params=None, **extra):

@@ -60,13 +60,13 @@ def _unit_matrix(x: jax.Array) -> jax.Array:
 def _spectral(x: jax.Array) -> jax.Array:
     m = _unit_matrix(x)
     u, s, v = jnp.linalg.svd(m, full_matrices=False)
-    has_direction = s > max(m.shape) * jnp.finfo(s.dtype).eps * s[0]
-    return ((u * has_direction) @ v).reshape(x.shape)
+    is_rounding = s <= max(m.shape) * jnp.finfo(s.dtype).eps * s[0]
+    return (jnp.where(is_rounding[None], 0, u) @ v).reshape(x.shape)
 
 
 def _nuclear(x: jax.Array) -> jax.Array:
     u, s, v = jnp.linalg.svd(_unit_matrix(x), full_matrices=False)
-    return (u[:, :1] * (s[0] > 0) @ v[:1]).reshape(x.shape)
+    return jnp.where(s[0] > 0, u[:, :1] @ v[:1], 0).reshape(x.shape)
 
 
 _BALLS = {
