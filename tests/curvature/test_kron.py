@@ -120,14 +120,16 @@ def test_fits_whiten_gradients_of_a_fixed_covariance():
 
 
 def test_a_diagonal_on_a_vector_divides_by_root_mean_squares():
-    sizes = jnp.array([2.0, 1.0, 0.5])
-    signs = jnp.sign(normal(1500, 3))
+    sizes = jnp.repeat(jnp.array([2.0, 1.0, 0.5]), 40)
+    signs = jnp.sign(normal(1500, 120))
     tx = ox.scale_by_kron(
         0.0, 0.02, memory_save_mode="all_diag", update_rms=100.0, **ALWAYS
     )
-    updates, state = run(tx, signs * sizes)
-    # Probes are random, so that factors stay in motion: at a step size of 0.1 by 40 %.
-    np.testing.assert_allclose(jnp.abs(updates[-500:]).mean(0), 1, atol=0.2)
+    updates, state = run(tx, signs * sizes[None])
+    # Steps are over the largest entry of the leaf, which is one with a large probe, so
+    # that large probes count less and the fit ends below 1: at 0.64 for one entry.
+    each = jnp.abs(updates[-500:]).mean(0).reshape(3, 40).mean(1)
+    np.testing.assert_allclose(each, 1, atol=0.15)
     assert len(state.factors) == 1
 
 
