@@ -1,5 +1,9 @@
 """Curvature: estimators, and the links that precondition with them."""
 
+from optax_ext.curvature._lie_groups import (
+    LraPreconditioner,
+    XmatPreconditioner,
+)
 from optax_ext.curvature.adahessian import (
     AdaHessianState,
     adahessian,
@@ -36,6 +40,12 @@ from optax_ext.curvature.hessian_aided import (
     HessianAidedState,
     scale_by_hessian_aided_momentum,
 )
+from optax_ext.curvature.kron import (
+    KronState,
+    kron,
+    kron_update_schedule,
+    scale_by_kron,
+)
 from optax_ext.curvature.layer_inputs import (
     im2col_inputs,
     precondition_by_inputs,
@@ -69,9 +79,17 @@ from optax_ext.curvature.products import (
     hvp,
     hvp_probe,
 )
+from optax_ext.curvature.psgd import (
+    PsgdState,
+    scale_by_psgd_lra,
+    scale_by_psgd_xmat,
+)
 from optax_ext.curvature.saddle_free import (
     saddle_free_newton,
     scale_by_saddle_free_newton,
+)
+from optax_ext.curvature.scaled_gd import (
+    scale_by_scaled_gd,
 )
 from optax_ext.curvature.sophia import (
     SophiaState,
@@ -84,6 +102,12 @@ from optax_ext.curvature.trion import (
     TrionState,
     scale_by_trion,
 )
+from optax_ext.curvature.trust_region import (
+    TrustRegionState,
+    lmo,
+    norm_trust_region,
+    scale_by_trust_region,
+)
 
 __all__ = [
     "AdaHessianState",
@@ -93,13 +117,18 @@ __all__ = [
     "GradientRegularizedNewtonState",
     "HessianAidedState",
     "KeyState",
+    "KronState",
+    "LraPreconditioner",
     "MFACState",
     "MKORFactors",
     "MKORState",
     "OasisState",
+    "PsgdState",
     "SmbState",
     "SophiaState",
     "TrionState",
+    "TrustRegionState",
+    "XmatPreconditioner",
     "adahessian",
     "add_gradient_norm_penalty",
     "dct_adamw",
@@ -119,7 +148,11 @@ __all__ = [
     "hvp_probe",
     "ihvp_empirical_fisher",
     "im2col_inputs",
+    "kron",
+    "kron_update_schedule",
+    "lmo",
     "mfac_prune_scores",
+    "norm_trust_region",
     "oasis",
     "precondition_by_hessian_diag",
     "precondition_by_inputs",
@@ -128,11 +161,16 @@ __all__ = [
     "scale_by_dct_adam",
     "scale_by_frugal",
     "scale_by_hessian_aided_momentum",
+    "scale_by_kron",
     "scale_by_mfac",
     "scale_by_mkor",
+    "scale_by_psgd_lra",
+    "scale_by_psgd_xmat",
     "scale_by_saddle_free_newton",
+    "scale_by_scaled_gd",
     "scale_by_sophia",
     "scale_by_trion",
+    "scale_by_trust_region",
     "smb",
     "sophia",
     "sophia_win_rate",
