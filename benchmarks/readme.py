@@ -104,9 +104,7 @@ def _foundation(results: dict[str, Any]) -> str:
 def _points(judged: dict[str, Any]) -> str:
     """A paired difference of accuracies with its interval, in points."""
     low, high = judged["interval"]
-    return (
-        f"{100 * judged['mean']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
-    )
+    return f"{100 * judged['mean']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _of_long_tail(results: dict[str, Any]) -> str:
@@ -120,9 +118,9 @@ def _of_long_tail(results: dict[str, Any]) -> str:
 def _of_noisy_labels(results: dict[str, Any]) -> str:
     found = results["judged"]
     return (
-        f"{_verdict(found['end'])}: {_points(found['end'])} at the end; cross-entropy "
-        f"loses {_points(found['lost_by_control'])} from its best epoch, early-learning "
-        f"regularisation {_points(found['lost_by_treated'])}"
+        f"{_verdict(found['end'])}: {_points(found['end'])} at the end; from its best "
+        f"epoch on, cross-entropy loses {_points(found['lost_by_control'])}, "
+        f"early-learning regularisation {_points(found['lost_by_treated'])}"
     )
 
 

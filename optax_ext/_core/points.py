@@ -53,8 +53,3 @@ def unit(tree: Any) -> Any:
     norm = tree_length(tree)
     norm = jnp.where(norm > 0, norm, 1)
     return jax.tree.map(lambda x: x / norm.astype(x.real.dtype), tree)
-
-
-def hessian_vector_product(fn: Callable[[Any], jax.Array], at: Any, vector: Any) -> Any:
-    """H v, forward over reverse: the price of about two gradients."""
-    return jax.jvp(jax.grad(fn), (at,), (vector,))[1]

@@ -23,7 +23,6 @@ from optax_ext._core.checks import check_choice, check_hyperparam, check_params
 from optax_ext._core.extra_args import require
 from optax_ext._core.geometry import tree_length
 from optax_ext._core.points import (
-    hessian_vector_product,
     on_trainable,
     plus,
     trainable,
@@ -31,6 +30,7 @@ from optax_ext._core.points import (
 )
 from optax_ext._core.trees import computing_dtype
 from optax_ext._core.views import full_precision
+from optax_ext.curvature.products import hvp
 
 _PAPER: dict[str, Any] = {
     "title": "Understanding Gradient Regularization in Deep Learning: Efficient "
@@ -51,7 +51,7 @@ def _regularized(
 ) -> Any:
     """The gradient g of f at x, plus gamma times its slope along d."""
     if mode == "double_backprop":
-        return plus(g, gamma, hessian_vector_product(f, x, d))
+        return plus(g, gamma, hvp(f)(x, d))
     sign = 1 if mode == "forward" else -1
     there = jax.grad(f)(plus(x, sign * eps, d))
     # gamma / eps first: where they are equal, this is the gradient there.

@@ -18,7 +18,6 @@ from optax_ext._core.extra_args import require
 from optax_ext._core.keys import key_state
 from optax_ext._core.leaves import at_step, init_leaves, map_leaves, next_count
 from optax_ext._core.points import (
-    hessian_vector_product,
     on_trainable,
     plus,
     trainable,
@@ -26,6 +25,7 @@ from optax_ext._core.points import (
 )
 from optax_ext._core.states import scalar_dtype
 from optax_ext._core.views import full_precision
+from optax_ext.curvature.products import hvp
 
 
 class HessianAidedState(NamedTuple):
@@ -120,7 +120,7 @@ def scale_by_hessian_aided_momentum(
             last = trainable(updates, state.previous, owner)
             step = plus(trainable(updates, params, owner), -1.0, last)
             q = jax.random.uniform(use, (), scalar_dtype(updates))
-            return hessian_vector_product(f, plus(last, q, step), step)
+            return hvp(f)(plus(last, q, step), step)
 
         def transport(g, slots, v, p):
             t = count.astype(g.real.dtype)

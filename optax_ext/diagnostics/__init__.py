@@ -16,12 +16,18 @@ from optax_ext.diagnostics.scaling_law import (
     ScalingLaw,
     fit_scaling_law,
 )
+from optax_ext.diagnostics.spectrum import (
+    ExtremeEigenvalues,
+    hessian_extreme_eigenvalues,
+)
 
 __all__ = [
+    "ExtremeEigenvalues",
     "LogFit",
     "RecordState",
     "ScalingLaw",
     "fit_scaling_law",
+    "hessian_extreme_eigenvalues",
     "lr_range_test",
     "record",
     "recorded",
