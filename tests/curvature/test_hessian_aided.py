@@ -12,7 +12,6 @@ import optax
 import pytest
 
 import optax_ext as ox
-from optax_ext._core.points import hessian_vector_product
 from tests.test_goldens import HERE, Golden, quartics
 
 HARPG = ox.scale_by_hessian_aided_momentum
@@ -49,7 +48,7 @@ def test_the_goldens_products_are_taken_between_its_points():
         last, now = (jax.tree.map(lambda x, i=i: x[i], p) for i in (t - 2, t - 1))
         step = jax.tree.map(jnp.subtract, now, last)
         between = jax.tree.map(lambda a, s, t=t: a + q[t] * s, last, step)
-        got = hessian_vector_product(f, between, step)
+        got = ox.hvp(f)(between, step)
         for leaf, want in hvp.items():
             golden.check(f"step {t}, {leaf}", got[leaf], np.asarray(want[t]))
 
