@@ -227,6 +227,8 @@ def _from_catalogue(name: str) -> Recipe:
         if entry.kind == "wrapper":
             required["inner"] = adam
         link = entry.make(**required)
+        if entry.matrices:
+            link = ox.as_matrices(link, adam)
         if entry.kind == "aggregator":
             link = _of_examples(link)
         return optax.chain(link, _BEHIND.get(name, optax.identity()), descend)

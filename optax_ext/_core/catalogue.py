@@ -46,6 +46,7 @@ class Entry:
       example: keyword arguments of a small working call.
       terminal: whether it works on steps, with sign and learning rate inside, not on
         directions: a wrapper of finished optimizers, a link for the end of a chain.
+      matrices: whether it takes matrices only, and `as_matrices` has to show them to it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Entry:
     compared: str
     example: Callable[[], Mapping[str, Any]]
     terminal: bool = False
+    matrices: bool = False
 
     @property
     def reference(self) -> str:
@@ -83,6 +85,7 @@ def catalogued(
     slots: float | None = None,
     example: Callable[[], Mapping[str, Any]] = dict,
     terminal: bool = False,
+    matrices: bool = False,
 ) -> Callable[[F], F]:
     """Enter a public method into the catalogue and complete its docstring.
 
@@ -98,6 +101,7 @@ def catalogued(
       example: a function without arguments that returns keyword arguments of a small
         working call (a function, so that importing the package computes nothing).
       terminal: for wrappers of finished optimizers and links for the end of a chain.
+      matrices: for links that take nothing but matrices.
 
     Returns:
       A decorator that returns the method unchanged but for its docstring.
@@ -125,6 +129,7 @@ def catalogued(
             compared=compared,
             example=example,
             terminal=terminal,
+            matrices=matrices,
         )
         fn.__doc__ = (
             f"{inspect.cleandoc(fn.__doc__ or '')}\n\n"

@@ -192,7 +192,7 @@ def _tree_products(history: Any, slot: jax.Array, like: jax.Array) -> jax.Array:
     variant="the official class: divisor always the window, the gradient stored before "
     "the product, momentum behind it without bias correction.",
     compared="golden mfac; a dense solve",
-    example=lambda: {"window": 4},
+    example=lambda: {"window": 4, "damping": 10.0},
 )
 def scale_by_mfac(
     window: int = 32,

@@ -48,6 +48,7 @@ class TrionState(NamedTuple):
     "outnumber outputs, and iterates in bfloat16.",
     compared="golden trion",
     example=lambda: {"rank": 2},
+    matrices=True,
 )
 def scale_by_trion(
     rank: int,

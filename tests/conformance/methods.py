@@ -62,10 +62,29 @@ class Method:
         """The method with curvature from outside, if it has any."""
         return Method(self.entry, light="estimator" in self.parameters())
 
+    @property
+    def factory(self) -> Any:
+        """The public function; matrices are shown to one that takes nothing else."""
+        if not self.entry.matrices:
+            return self.entry.make
+
+        @functools.wraps(self.entry.make)
+        def make(**arguments):
+            return ox.as_matrices(self.entry.make(**arguments), optax.identity())
+
+        return make
+
     def make(self, **changed: Any) -> optax.GradientTransformationExtraArgs:
         """The example of the catalogue, with some arguments changed."""
         arguments = {**self.arguments, **changed}
-        return optax.with_extra_args_support(self.entry.make(**arguments))
+        return optax.with_extra_args_support(self.factory(**arguments))
+
+    def bucketed(self) -> optax.GradientTransformationExtraArgs:
+        """The example in buckets, which stand inside `as_matrices`."""
+        if not self.entry.matrices:
+            return ox.bucketed(self.make())
+        inner = ox.bucketed(self.entry.make(**self.arguments))
+        return ox.as_matrices(inner, optax.identity())
 
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The arguments of `make`."""

@@ -58,10 +58,10 @@ def _basis(leaf: jax.Array) -> jax.Array | None:
     return jnp.full((fan_in, 1), max(fan_in, 1) ** -0.5, leaf.dtype)
 
 
-def _layer_inputs(leaf: jax.Array) -> jax.Array | None:
-    """Rows that a kernel met; None for other leaves."""
+def _layer_inputs(leaf: jax.Array) -> jax.Array:
+    """Rows that a kernel met; no rows for other leaves (a bare None were no tree)."""
     if leaf.ndim < 2:
-        return None
+        return jnp.zeros((0, 0), leaf.dtype)
     fan_in = leaf.size // leaf.shape[-1] if leaf.size else 0
     rows = np.random.default_rng(3).normal(size=(BATCH, fan_in))
     return jnp.asarray(rows, leaf.dtype)

@@ -93,7 +93,7 @@ def test_hyperparameters_can_be_mapped_over(method):
 def test_injected_hyperparameters_are_float32_and_change_nothing(method, dtype):
     problem, inputs = recorded(dtype)
     method = method.lightened()
-    tx = ox.inject_hyperparams(method.entry.make)(**method.arguments)
+    tx = ox.inject_hyperparams(method.factory)(**method.arguments)
     with about(method, f"ox.inject_hyperparams, {dtype} parameters"):
         run = Run(tx, problem, method.needs, jit=None).over(inputs)
         for state in run.states:
@@ -112,7 +112,7 @@ def test_16_bit_hyperparameters_are_refused_with_the_way_out(method, dtype):
     static = set(method.parameters()) - set(method.floats())
 
     def init(**options) -> Any:
-        inject = optax.inject_hyperparams(method.entry.make, static, **options)
+        inject = optax.inject_hyperparams(method.factory, static, **options)
         return inject(**method.arguments).init(params)
 
     with about(method, f"optax.inject_hyperparams, {dtype} parameters"):
