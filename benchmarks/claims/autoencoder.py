@@ -257,7 +257,7 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"unexpected arguments: {shlex.join(argv[1:])}")
     given = flags.FLAGS
     short = given["short"].value
-    longest = 40 if short else given["steps"].value
+    longest: Any = 40 if short else given["steps"].value
     seeds = 2 if short else given["seeds"].value
     steps = sorted({max(2, round(share * longest)) for share in SHARES})
     started = time.perf_counter()

@@ -46,7 +46,7 @@ class Entry:
       example: keyword arguments of a small working call.
       terminal: whether it works on steps, with sign and learning rate inside, not on
         directions: a wrapper of finished optimizers, a link for the end of a chain.
-      matrices: whether it takes matrices only, and `as_matrices` has to show them to it.
+      matrices: whether it takes nothing but matrices, shown to it by `as_matrices`.
     """
 
     name: str

@@ -28,6 +28,9 @@ SPECS = {
     "scale": ((), PartitionSpec()),
 }
 
+SOLVES = {"gradient_regularized_newton": 1e-4}
+"""Methods that solve linear systems, which multiplies rounding by their condition."""
+
 
 def main() -> None:
     """Check all methods, and print what failed by method."""
@@ -79,7 +82,7 @@ def check(method: Method, problem, alone, sharded) -> None:
         jax.tree.map(lambda *steps: np.stack(steps), *run.updates)
         for run in (many, one)
     )
-    assert_close(got, want, rtol=1e-5)
+    assert_close(got, want, rtol=SOLVES.get(method.name, 1e-5))
 
 
 if __name__ == "__main__":

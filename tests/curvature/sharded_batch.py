@@ -3,6 +3,9 @@
 A process of its own, because the number of devices is fixed when jax starts.
 """
 
+# Trees of arrays, which the types of optax leave open.
+# pyright: reportArgumentType=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,8 @@
 """The diagonal Fisher information from gradients of single examples."""
 
+# Trees of arrays, which the types of optax leave open.
+# pyright: reportArgumentType=false
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,8 @@
 """OASIS: the measured learning rate, its guards, and what it costs."""
 
+# Trees of arrays, which the types of optax leave open.
+# pyright: reportIndexIssue=false
+
 # pyright: reportArgumentType=false, reportCallIssue=false
 # pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
 

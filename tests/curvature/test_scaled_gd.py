@@ -1,5 +1,8 @@
 """Scaled gradient descent: one matrix, pairs, and the paper's sensing experiment."""
 
+# Trees of arrays, which the types of optax leave open.
+# pyright: reportOperatorIssue=false
+
 # optax's types let a tree be a bare number, which has no index and no fields.
 # pyright: reportIndexIssue=false, reportAttributeAccessIssue=false
 # pyright: reportArgumentType=false, reportCallIssue=false

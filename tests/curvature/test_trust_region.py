@@ -1,5 +1,8 @@
 """Trust regions: the five balls, momentum, and weights that stay in a ball."""
 
+# Trees of arrays, which the types of optax leave open.
+# pyright: reportOperatorIssue=false
+
 # optax's types let a tree be a bare number, which has no index and no fields.
 # pyright: reportIndexIssue=false, reportAttributeAccessIssue=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOptionalSubscript=false

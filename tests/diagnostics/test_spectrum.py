@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import optax_ext as ox
 
@@ -18,7 +19,7 @@ PARAMS = {"a": jnp.linspace(-1.0, 1.0, 3), "b": jnp.linspace(0.2, 0.9, 6).reshap
 
 
 def dense(params):
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    flat, unravel = ravel_pytree(params)
     return np.linalg.eigvalsh(
         np.asarray(jax.hessian(lambda v: value_fn(unravel(v)))(flat))
     )

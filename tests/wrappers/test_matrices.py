@@ -1,5 +1,12 @@
 """Leaves as matrices: axes by name, stacks, blocks, the rest."""
 
+# Trees of arrays, which the types of optax leave open.
+# pyright: reportIndexIssue=false
+# pyright: reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false
+# pyright: reportOperatorIssue=false
+# pyright: reportCallIssue=false
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
