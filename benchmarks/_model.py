@@ -4,6 +4,7 @@ Written in linen, because its parameters are a plain tree: the loss is a pure fu
 of them, and `optax_ext.make_train_step` takes it as it is.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+
+import optax_ext as ox
 
 VOCABULARY = 256
 
@@ -78,6 +81,36 @@ def loss(model: Decoder, params: optax.Params, window: jax.Array) -> jax.Array:
     ).mean()
 
 
+def layers(model: Decoder, length: int) -> dict[str, Any]:
+    """Its layers as `optax_ext.training.flax_layers` names them."""
+    params = jax.eval_shape(
+        lambda key: initial_params(model, key, length), jax.random.key(0)
+    )
+    window = jax.ShapeDtypeStruct((1, length + 1), jnp.uint8)
+    return ox.training.flax_layers(
+        lambda p, window: loss(model, p, window), params, window
+    )
+
+
+def layer_inputs(model: Decoder, params: optax.Params, window: jax.Array) -> Any:
+    """Rows that met each kernel, a tree like `params`; no rows for other leaves."""
+    rows = {}
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+            rows[context.module.path] = args[0].reshape(-1, args[0].shape[-1])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        logits(model, params, window)
+
+    def of_leaf(path, leaf):
+        layer = tuple(key.key for key in path[:-1])
+        return rows.get(layer, jnp.zeros((0, 0), leaf.dtype))
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+
 def extra_args(model: Decoder, needs: Iterable[str]) -> dict[str, Callable[..., Any]]:
     """Functions of (params, window) for the extra arguments among `needs`."""
 
@@ -92,7 +125,27 @@ def extra_args(model: Decoder, needs: Iterable[str]) -> dict[str, Callable[..., 
         labels = window[:, 1:, None].astype(jnp.int32)
         return -jnp.mean(jnp.expm1(jnp.take_along_axis(log_probs, labels, axis=-1)))
 
+    def statistic(name):
+        def of(params, window):
+            found = layers(model, window.shape[1] - 1)
+            values = ox.training.layer_statistics(functools.partial(loss, model), found)
+            return values(params, window)[2][name]
+
+        return of
+
+    def logits_grad(params, window):
+        def of(z):
+            return optax.softmax_cross_entropy_with_integer_labels(
+                z, window[:, 1:].astype(jnp.int32)
+            ).mean()
+
+        return jax.grad(of)(logits(model, params, window))
+
     known = {
+        "activations": statistic("activations"),
+        "preact_grads": statistic("preact_grads"),
+        "inputs": functools.partial(layer_inputs, model),
+        "logits_grad": logits_grad,
         "aux_grads": jax.grad(auxiliary),
         "aux_value_fn": lambda params, window: -loss(model, params, window),
         # A cheaper proxy: a quarter of the batch.

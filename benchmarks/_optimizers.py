@@ -22,7 +22,7 @@ _UNTUNED = 1e-3
 
 _KINDS = ("optimizer", "link", "wrapper", "aggregator")
 
-Make = Callable[[optax.Schedule], optax.GradientTransformation]
+Make = Callable[..., optax.GradientTransformation]
 
 
 class Recipe(NamedTuple):
@@ -34,6 +34,7 @@ class Recipe(NamedTuple):
       grid: learning rates of the sweep.
       needs: extra arguments to pass, beside those that every step passes.
       gradient_at: where to take the gradient, if not at the parameters.
+      layered: whether `make` also takes ``layers``, as `training.flax_layers` has them.
     """
 
     make: Make
@@ -41,6 +42,7 @@ class Recipe(NamedTuple):
     grid: tuple[float, ...]
     needs: tuple[str, ...] = ()
     gradient_at: Callable[[Any, Any], Any] | None = None
+    layered: bool = False
 
 
 def _adamw(learning_rate: optax.Schedule) -> optax.GradientTransformation:
@@ -170,6 +172,19 @@ FURTHER: dict[str, Recipe] = {
 _GRADIENT_AT: dict[str, Callable[[Any, Any], Any]] = {"xgrad": ox.xgrad_predict}
 """Methods that take the gradient elsewhere, and where."""
 
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "gradient_regularized_newton": {"hessian": "diag"},
+    "saddle_free_newton": {"rank": 20},
+    "scale_by_saddle_free_newton": {"rank": 20},
+    "sketch_gradients": {"sketch_dim": 4096},
+}
+"""Arguments that half a million parameters need."""
+
+_FURTHER_NEEDS = {
+    "gradient_regularized_newton": ("hessian_diag",),
+    "scale_by_mkor": ("preact_grads",),
+}
+
 _BEHIND = {"precondition_by_hessian_diag": optax.clip(1.0)}
 """Links that ask for another one behind them."""
 
@@ -205,12 +220,16 @@ def _from_catalogue(name: str) -> Recipe:
         key: value
         for key, value in entry.example().items()
         if inspect.signature(entry.make).parameters[key].default is inspect._empty
-    }
+    } | _ARGUMENTS.get(name, {})
 
     parameters = inspect.signature(entry.make).parameters
 
-    def make(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    def make(
+        learning_rate: optax.Schedule, **layers: Any
+    ) -> optax.GradientTransformation:
         descend = optax.scale_by_learning_rate(learning_rate)
+        if entry.kind == "optimizer" and "learning_rate" not in parameters:
+            return entry.make(**required)  # it finds its step itself
         if entry.kind == "optimizer":
             rate = {"learning_rate": learning_rate}
             if "schedule" in parameters:  # decay goes by the schedule alone
@@ -226,18 +245,19 @@ def _from_catalogue(name: str) -> Recipe:
             return optax.chain(adam, descend, entry.make(**required))
         if entry.kind == "wrapper":
             required["inner"] = adam
-        link = entry.make(**required)
+        link = entry.make(**{**required, **layers})
         if entry.matrices:
             link = ox.as_matrices(link, adam)
         if entry.kind == "aggregator":
             link = _of_examples(link)
         return optax.chain(link, _BEHIND.get(name, optax.identity()), descend)
 
-    needs = entry.needs
+    needs = (*entry.needs, *_FURTHER_NEEDS.get(name, ()))
     if entry.kind == "aggregator":
         needs = (*needs, "per_example_grads")
     grid = tuple(_UNTUNED * 2.0**k for k in range(-2, 3))
-    return Recipe(make, _UNTUNED, grid, needs, _GRADIENT_AT.get(name))
+    layered = "layers" in parameters
+    return Recipe(make, _UNTUNED, grid, needs, _GRADIENT_AT.get(name), layered)
 
 
 def _of_examples(aggregator: Any) -> optax.GradientTransformationExtraArgs:

@@ -78,7 +78,9 @@ class Trainer:
 
         # The peak is an argument of the compiled step, so that a sweep compiles once.
         def optimizer(peak: jax.Array | float) -> optax.GradientTransformation:
-            return recipe.make(lambda count: peak * shape(count))
+            layers = {"layers": _model.layers(model, problem.length)}
+            layers = layers if recipe.layered else {}
+            return recipe.make(lambda count: peak * shape(count), **layers)
 
         def initial(seed: jax.Array | int) -> tuple[optax.Params, optax.OptState]:
             key = jax.random.key(seed)

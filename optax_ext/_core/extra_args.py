@@ -30,6 +30,7 @@ TREE_FUNCTIONS = ("grad_fn",)
 VALUES = (
     "value",
     "error_mass",
+    "logits_grad",
     "sampled_labels",
     "activations",
     "preact_grads",
