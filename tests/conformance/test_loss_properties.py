@@ -253,3 +253,71 @@ def test_the_tables_name_losses_that_exist():
         BATCH_STATISTICS,
     ):
         assert set(table) <= known
+
+
+def assert_finite_with_gradients(entry, arrays, rest):
+    """In float32: values, and gradients in all arguments that are floats."""
+    floats = {k for k, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+
+    def value(moved):
+        return total(entry.make(**{**arrays, **moved}, **rest))
+
+    out, grads = jax.value_and_grad(value)({k: arrays[k] for k in sorted(floats)})
+    assert jnp.isfinite(out)
+    for name, gradient in grads.items():
+        assert jnp.isfinite(gradient).all(), f"the gradient in {name}"
+
+
+LOGITS = ("logits", "student_logits", "teacher_logits", "strong_logits", "aux_logits")
+EMBEDDINGS = ("embeddings", "embeddings_a", "embeddings_b", "queries", "positives")
+
+
+def taking(names: tuple[str, ...]) -> pytest.MarkDecorator:
+    chosen = [entry for entry in ENTRIES if set(names) & set(entry.example())]
+    return pytest.mark.parametrize("entry", chosen, ids=lambda e: e.name)
+
+
+@taking(LOGITS)
+@pytest.mark.parametrize("size", [1e4, -1e4, 0.0])
+def test_logits_of_ten_thousand_are_finite(entry, size):
+    """Probabilities of 0 and 1, for the right and for the wrong class, and ties."""
+    arrays, rest = split(entry)
+    for name in set(LOGITS) & set(arrays):
+        x = arrays[name]
+        signs = 1 - 2 * (jnp.arange(x.size) % 2).reshape(x.shape)
+        arrays[name] = size * signs.astype(x.dtype)
+    assert_finite_with_gradients(entry, arrays, rest)
+
+
+@taking(EMBEDDINGS)
+@pytest.mark.parametrize("size", [1.0, 0.0])
+def test_identical_embeddings_are_finite(entry, size):
+    arrays, rest = split(entry)
+    for name in set(EMBEDDINGS) & set(arrays):
+        arrays[name] = jnp.full_like(arrays[name], size)
+    assert_finite_with_gradients(entry, arrays, rest)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        e
+        for e in ENTRIES
+        if "where" in inspect.signature(e.make).parameters
+        # A label has to be one of the classes.
+        and e.name != "stablemax_cross_entropy_with_integer_labels"
+    ],
+    ids=lambda e: e.name,
+)
+def test_a_mask_of_nothing_is_finite(entry):
+    arrays, rest = split(entry)
+    arrays.pop("where", None)
+    whole = {"macl_loss_from_similarities": "negatives", "neural_ndcg_loss": "scores"}
+    if entry.name in whole:
+        shape = arrays[whole[entry.name]].shape
+    elif entry.name in TOKEN_MASKS:
+        shape = arrays[TOKEN_MASKS[entry.name]].shape[:2]
+    else:
+        shape = arrays[entry.needs[0]].shape[:1]
+    arrays["where"] = jnp.zeros(shape, bool)
+    assert_finite_with_gradients(entry, arrays, rest)
