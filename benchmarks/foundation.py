@@ -47,20 +47,6 @@ def adam_rule(b1=0.9, b2=0.999, eps=1e-8):
     return ox.leafwise(AdamState, init, update)
 
 
-def orthogonalize():
-    """Five Newton-Schulz steps a leaf, the matrix rule of the compile-time test."""
-
-    def update(g, slots, p, t):
-        del p, t
-        x = g / (jnp.linalg.norm(g) + 1e-7)
-        for _ in range(5):
-            a = x @ x.T
-            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-        return x, slots
-
-    return ox.leafwise(optax.EmptyState, lambda p: (), update)
-
-
 def trees():
     """A few large leaves (64 MB), and many small ones of 64 x 64."""
     large = {f"w{i}": jnp.ones((2048, 2048)) for i in range(4)}
@@ -148,13 +134,22 @@ def main(argv):
     seconds = {
         name: _timing.compiled_update(tx, params).seconds
         for name, tx in (
-            ("unbucketed", orthogonalize()),
-            ("bucketed", ox.bucketed(orthogonalize())),
+            ("unbucketed", ox.scale_by_trust_region()),
+            ("bucketed", ox.bucketed(ox.scale_by_trust_region())),
         )
     }
     rows[f"compile of a matrix rule, {where}"] = {
         **{f"{name} s": s for name, s in seconds.items()},
         "times less": seconds["unbucketed"] / seconds["bucketed"],
+    }
+    others = {
+        "scale_by_kron": ox.scale_by_kron(),
+        "scale_by_trion": ox.scale_by_trion(rank=16),
+        "scale_by_dct_adam": ox.scale_by_dct_adam(rank=16),
+    }
+    rows[f"compile of bucketed matrix rules, {where}"] = {
+        f"{name} s": _timing.compiled_update(ox.bucketed(tx), params).seconds
+        for name, tx in others.items()
     }
     rows["bfloat16 second moment over exact, 3000 unit gradients"] = {
         "optax.scale_by_adam": second_moment(optax.scale_by_adam()),
