@@ -1,6 +1,9 @@
 """Fixtures that every folder of tests may use, and which tests belong together."""
 
+import gc
 import os
+import pathlib
+import sys
 from collections.abc import Iterator
 
 import jax
@@ -18,6 +21,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "/benchmarks/" in item.nodeid or "benchmark" in item.path.stem:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+_MAPS = pathlib.Path("/proc/self/maps")
+_MOST_MAPS = 30_000  # Linux allows 65,530 a process, and XLA crashes at the next one
+_CHECKED_EVERY = 25
+_tests = 0
+
+
+def pytest_runtest_teardown() -> None:
+    """Let compiled programs go before they are too many: each takes several maps."""
+    global _tests
+    _tests += 1
+    if _tests % _CHECKED_EVERY or not _MAPS.exists():
+        return
+    with _MAPS.open() as maps:
+        if sum(1 for _ in maps) < _MOST_MAPS:
+            return
+    for name, module in list(sys.modules.items()):
+        if name.startswith("tests."):  # what they remember holds programs
+            for value in list(vars(module).values()):
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

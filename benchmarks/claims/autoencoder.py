@@ -135,9 +135,8 @@ def train_step(method: Method, tx: Any, images: jax.Array) -> Callable[..., Any]
     return step
 
 
-@functools.partial(jax.jit, static_argnames="name")
-def final_loss(images, seed, steps, rate, chosen, *, name: str) -> jax.Array:
-    """The loss of all images after a number of steps; one program for all trials."""
+def final_loss(name: str, images, seed, steps, rate, chosen) -> jax.Array:
+    """The loss of all images after a number of steps."""
     method = METHODS[name]
     tx = method.make(**chosen)
     key = jax.random.key(seed)
@@ -156,6 +155,14 @@ def final_loss(images, seed, steps, rate, chosen, *, name: str) -> jax.Array:
     return jnp.where(jnp.isfinite(loss), loss, jnp.inf)
 
 
+@functools.cache
+def program(name: str, over: str) -> Callable[..., jax.Array]:
+    """`final_loss` of many trials or of many seeds; one program for every budget."""
+    axes = {"trials": (None, None, None, 0, 0), "seeds": (None, 0, None, None, None)}
+    run = functools.partial(final_loss, name)
+    return jax.jit(jax.vmap(run, in_axes=axes[over]))
+
+
 def trials(method: Method) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Learning rates [n] and settings [n] of all trials."""
     rows = list(itertools.product(method.rates, *method.settings.values()))
@@ -166,8 +173,7 @@ def trials(method: Method) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def tune(name: str, images: jax.Array, steps: int) -> dict[str, Any]:
     """The best trial on the tuning seed, and the losses of all."""
     rates, chosen = trials(METHODS[name])
-    run = functools.partial(final_loss, name=name)
-    run = jax.vmap(run, in_axes=(None, None, None, 0, 0))
+    run = program(name, "trials")
     losses = np.asarray(run(images, _TUNING_SEED, steps, rates, chosen))
     best = int(np.argmin(losses))
     return {
@@ -181,8 +187,7 @@ def tune(name: str, images: jax.Array, steps: int) -> dict[str, Any]:
 
 def run(name: str, tuned: dict[str, Any], images, seeds: int, steps: list[int]):
     """Final losses [seeds, budgets] at the tuned setting."""
-    one = functools.partial(final_loss, name=name)
-    by_seed = jax.vmap(one, in_axes=(None, 0, None, None, None))
+    by_seed = program(name, "seeds")
     chosen = jax.tree.map(np.float32, (tuned["rate"], tuned["settings"]))
     done = [by_seed(images, np.arange(seeds), n, *chosen) for n in steps]
     return np.stack([np.asarray(x) for x in done], axis=1)
