@@ -81,7 +81,7 @@ def loss(model: Decoder, params: optax.Params, window: jax.Array) -> jax.Array:
     ).mean()
 
 
-def layers(model: Decoder, length: int) -> dict[str, Any]:
+def layers(model: Decoder, length: int) -> Any:
     """Its layers as `optax_ext.training.flax_layers` names them."""
     params = jax.eval_shape(
         lambda key: initial_params(model, key, length), jax.random.key(0)
