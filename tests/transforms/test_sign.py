@@ -71,6 +71,7 @@ def test_l1_is_optax_lion_bit_for_bit_with_a_schedule_and_a_mask():
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_huber_of_width_1_is_optax_lions_refined_mode_bit_for_bit():
     x, g = jnp.zeros((3, 4)), 2 * draws((3, 4), 100)
     ours = trajectory(ox.scale_by_lion_k(kappa=ox.lion_kernel("huber", e=1.0)), x, g)
